@@ -1,0 +1,43 @@
+"""Back-propagation for dense neural networks, on the array engine that you choose.
+
+Examples
+--------
+>>> import fastbp
+>>> X, y = fastbp.spiral_data(100, 3, noise=0.1, seed=0)
+>>> model = fastbp.Sequential(
+...     [fastbp.Dense(2, 64), fastbp.ReLU(), fastbp.Dense(64, 3)],
+...     loss=fastbp.SoftmaxCrossEntropy(),
+...     optimizer=fastbp.Adam(0.01),
+...     seed=0,
+... )
+>>> model.fit(X, y, epochs=100).predict(X[:2])
+array([0, 0])
+"""
+
+from .data import spiral_data as spiral_data
+from .files import load as load
+from .kernels.engine import DTypeError as DTypeError
+from .kernels.engine import Engine as Engine
+from .layers import Dense as Dense
+from .layers import Dropout as Dropout
+from .layers import Layer as Layer
+from .layers import Parameter as Parameter
+from .layers import ReLU as ReLU
+from .layers import Softmax as Softmax
+from .losses import CategoricalCrossEntropy as CategoricalCrossEntropy
+from .losses import Loss as Loss
+from .losses import MeanSquaredError as MeanSquaredError
+from .losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
+from .model import Gradients as Gradients
+from .model import Sequential as Sequential
+from .optim import SGD as SGD
+from .optim import Adam as Adam
+from .optim import Optimizer as Optimizer
+from .selection import EngineInfo as EngineInfo
+from .selection import EngineNotAvailable as EngineNotAvailable
+from .selection import engine as engine
+from .selection import engines as engines
+from .selection import set_default as set_default
+from .selection import use as use
+from .tape import RecordingError as RecordingError
+from .version import __version__ as __version__

@@ -1,0 +1,79 @@
+"""What public calls check, once, of a user's arrays. Replay checks nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .kernels.engine import real_array
+from .kernels.ops import Array
+
+__all__ = ["as_count", "as_features", "as_labels", "as_values"]
+
+_ELEMENTS_AT_A_TIME = 1 << 20
+
+
+def as_features(x: Any, features: int | None, name: str = "X") -> Array:
+    """Check a table of finite numbers, shape (rows, `features`); its dtype stays."""
+    array = real_array(x, name)
+    if array.ndim != 2 or 0 in array.shape or features not in (None, array.shape[1]):
+        hint = "; a single row is X.reshape(1, -1)" if array.ndim == 1 else ""
+        raise ValueError(f"{name} must have shape (rows, {features or 'features'}), got {array.shape}{hint}")
+    _check_finite(array, name)
+    if array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
+        array = array.astype(np.float64)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def as_values(y: Any, rows: int, width: int, name: str = "y") -> Array:
+    """Check the targets of a regression, shape (rows, width)."""
+    array = real_array(y, name)
+    if array.shape != (rows, width):
+        hint = f"; use {name}.reshape(-1, 1)" if array.shape == (rows,) and width == 1 else ""
+        raise ValueError(f"{name} must have the shape of the outputs, {(rows, width)}, got {array.shape}{hint}")
+    return as_features(array, width, name)
+
+
+def as_labels(y: Any, rows: int, classes: int, name: str = "y") -> Array:
+    """Check labels, shape (rows,), or one-hot rows, shape (rows, classes); returns int64 labels."""
+    array = real_array(y, name)
+    if array.shape == (rows, classes) and array.ndim == 2:
+        if not (((array == 0) | (array == 1)).all() and (array.sum(axis=1) == 1).all()):
+            raise ValueError(f"{name} of two dimensions must hold one-hot rows: one 1 in each, otherwise 0")
+        return np.argmax(array, axis=1).astype(np.int64)
+    if array.shape != (rows,):
+        raise ValueError(
+            f"{name} must hold {rows} labels, shape ({rows},), or one-hot rows, shape ({rows}, {classes}); "
+            f"got {array.shape}"
+        )
+    _check_finite(array, name)
+    labels = array.astype(np.int64)
+    if (labels != array).any():
+        raise ValueError(f"{name} must hold whole numbers, got {array[labels != array][0]}")
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if outside.size:
+        raise ValueError(f"{name} must hold labels from 0 to {classes - 1}, got {outside[0]}")
+    return labels
+
+
+def as_count(value: Any, name: str, least: int = 1) -> int:
+    """Check a whole number of at least `least`."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return int(value)
+
+
+def _check_finite(array: Array, name: str) -> None:
+    if array.dtype.kind != "f":
+        return
+    # in pieces, so that an array mapped from a file is never in memory whole
+    rows = max(1, _ELEMENTS_AT_A_TIME // max(1, array[:1].size))
+    for start in range(0, len(array), rows):
+        piece = array[start : start + rows]
+        if not np.isfinite(piece).all():
+            where = tuple(int(i) for i in np.argwhere(~np.isfinite(piece))[0])
+            position = (start + where[0], *where[1:])
+            raise ValueError(f"{name} must hold finite numbers, got {piece[where]} at {position}")

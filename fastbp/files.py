@@ -1,0 +1,171 @@
+"""Model files: safetensors, with the architecture as JSON in the header; loading one runs no code that it brings."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import layers, losses, optim
+from .kernels.engine import Engine
+from .model import Sequential
+from .part import Part
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["load", "read_metadata", "save"]
+
+FORMAT = 1
+_INSTALL = "model files need safetensors: pip install 'fastbp[files]'"
+
+
+def save(model: Sequential, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
+    """Write a model: parameters, optimizer state, counters, random state and history.
+
+    The file is written beside `path` and renamed, so that `path` holds the old model or the new one.
+
+    Parameters
+    ----------
+    model : Sequential
+    path : path
+    metadata : dict, optional
+        Anything that JSON holds, which `read_metadata` gives back.
+    """
+    tensors, about = _describe(model)
+    about["metadata"] = metadata or {}
+    try:
+        from safetensors.numpy import save as to_bytes
+    except ImportError:
+        raise ImportError(_INSTALL) from None
+    content = to_bytes(tensors, {"fastbp": json.dumps(about)})
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(
+    path: str | Path, *, engine: str | Engine | None = None, custom: Mapping[str, type[Part]] | None = None
+) -> Sequential:
+    """Read a model that `Sequential.save` wrote; it predicts and goes on training as the saved one would.
+
+    Parameters
+    ----------
+    path : path
+    engine : str or Engine, optional
+        See `fastbp.engine`; not necessarily the one that it was trained on.
+    custom : dict of str to class, optional
+        Layers, losses and optimizers of your own that the file names.
+
+    Raises
+    ------
+    ValueError
+        For a file that is not a model of fastbp, or of a later format.
+    """
+    about, tensors = _read(Path(path))
+    try:
+        return _rebuild(about, tensors, engine, custom or {})
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path} is not a complete fastbp model: {error!r}") from error
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The `metadata` that a model was saved with."""
+    metadata: dict[str, Any] = _read(Path(path))[0].get("metadata", {})
+    return metadata
+
+
+def _describe(model: Sequential) -> tuple[dict[str, Any], dict[str, Any]]:
+    tensors = {
+        f"layers.{place}.{name}": model.engine.asnumpy(layer.__dict__[name])
+        for place, layer in enumerate(model.layers)
+        for name in layer.arrays()
+    }
+    if model.optimizer is not None:
+        tensors |= {
+            f"optimizer.{name}": model.engine.asnumpy(model.optimizer.__dict__[name]) for name in model.optimizer.state
+        }
+    about = {
+        "format": FORMAT,
+        "dtype": model.dtype.name,
+        "layers": [_describe_part(layer) for layer in model.layers],
+        "loss": _describe_part(model.loss),
+        "optimizer": _describe_part(model.optimizer),
+        "history": model.history,
+        "random": model.random_state(),
+    }
+    return tensors, about
+
+
+def _describe_part(part: Part | None) -> dict[str, Any] | None:
+    return None if part is None else {"type": type(part).__name__, "config": part.config()}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        raise ImportError(_INSTALL) from None
+    if not path.is_file():
+        raise FileNotFoundError(f"no model file at {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {}).get("fastbp", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is not a model file: {error}") from error
+    if not isinstance(about, dict) or "format" not in about:
+        raise ValueError(f"{path} is a safetensors file, but not one of fastbp")
+    if about["format"] != FORMAT:
+        raise ValueError(f"{path} has format {about['format']!r}; this version of fastbp reads format {FORMAT}")
+    return about, tensors
+
+
+def _rebuild(
+    about: dict[str, Any], tensors: dict[str, Any], engine: str | Engine | None, custom: Mapping[str, type[Part]]
+) -> Sequential:
+    stack = [_make(layers, description, custom) for description in about["layers"]]
+    for place, layer in enumerate(stack):
+        for name in layer.parameters():
+            setattr(layer, name, tensors[f"layers.{place}.{name}"])
+    loss, optimizer = _make(losses, about["loss"], custom), _make(optim, about["optimizer"], custom)
+    model = Sequential(stack, loss=loss, optimizer=optimizer, engine=engine, dtype=about["dtype"])
+    for place, layer in enumerate(model.layers):
+        for name in layer.state:
+            _fill(layer.__dict__[name], tensors[f"layers.{place}.{name}"], f"layers.{place}.{name}")
+    if model.optimizer is not None:
+        for name in model.optimizer.state:
+            _fill(model.optimizer.__dict__[name], tensors[f"optimizer.{name}"], f"optimizer.{name}")
+    model.history = {str(name): [float(x) for x in values] for name, values in about["history"].items()}
+    model.set_random_state(about["random"])
+    return model
+
+
+def _make(home: ModuleType, description: dict[str, Any] | None, custom: Mapping[str, type[Part]]) -> Any:
+    if description is None:
+        return None
+    name = description["type"]
+    kind = custom.get(name) or (getattr(home, name) if name in home.__all__ else None)
+    if not (isinstance(kind, type) and issubclass(kind, Part)):
+        raise ValueError(f"the file names {name!r}, which fastbp does not have; pass custom={{{name!r}: the class}}")
+    config = {key: tuple(value) if isinstance(value, list) else value for key, value in description["config"].items()}
+    return kind(**config)
+
+
+def _fill(array: Any, values: Any, name: str) -> None:
+    if array.shape != values.shape or not np.can_cast(values.dtype, array.dtype, "same_kind"):
+        raise ValueError(f"{name} must be {array.dtype} of shape {array.shape}, got {values.dtype} of {values.shape}")
+    array[...] = values

@@ -1,0 +1,364 @@
+"""Layers: each computes its output and its gradients by calling ops on an engine."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any, Self, overload
+
+import numpy as np
+
+from .boundary import as_count
+from .kernels.engine import Engine, real_array
+from .kernels.ops import Array
+from .part import Part
+from .selection import engine as choose_engine
+
+__all__ = ["Dense", "Dropout", "Layer", "Parameter", "ReLU", "Softmax"]
+
+
+class Parameter:
+    """An array of a layer that training changes.
+
+    A layer alone keeps the array that is assigned, and its dtype. Once a model owns the layer, the array is a view
+    into the model's memory, and assigning copies into it.
+
+    Parameters
+    ----------
+    decay : bool, default True
+        Whether weight decay applies.
+    """
+
+    def __init__(self, *, decay: bool = True) -> None:
+        self.decay = decay
+
+    def __set_name__(self, owner: type[Layer], name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, layer: None, owner: type[Layer]) -> Self: ...
+    @overload
+    def __get__(self, layer: Layer, owner: type[Layer]) -> Array: ...
+    def __get__(self, layer: Layer | None, owner: type[Layer]) -> Self | Array:
+        if layer is None:
+            return self
+        if self.name not in layer.__dict__:
+            layer.draw(np.random.default_rng())
+        array: Array = layer.__dict__[self.name]
+        return array
+
+    def __set__(self, layer: Layer, value: Any) -> None:
+        array = real_array(value, self.name)
+        shape = layer.shapes()[self.name]
+        if array.shape != shape:
+            raise ValueError(f"{layer!r}: {self.name} must have shape {shape}, got {array.shape}")
+        if layer.owner is not None:
+            layer.__dict__[self.name][...] = layer.engine.asarray(array)
+        else:
+            floats = array.dtype if array.dtype in (np.float32, np.float64) else np.float64
+            layer.__dict__[self.name] = layer.engine.asarray(array, floats)
+
+
+class Layer(Part):
+    """A step of a network: `forward` computes `output` from `inputs`, `backward` computes `dinputs` from `dvalues`.
+
+    A subclass computes with ops alone (``self.engine.dense_forward(...)``), so that the same two methods serve both
+    for a call at once and for a recording. A parameter is declared as a `Parameter` in the class and given a shape by
+    `shapes`; `backward` stores the gradient of ``weights`` as ``dweights``.
+    """
+
+    #: False while a forward pass for prediction is recorded.
+    training = True
+    #: How many features `x` must have; None for any number.
+    features: int | None = None
+    inputs: Array
+    output: Array
+    dinputs: Array
+
+    def __init__(self, *, engine: str | Engine | None = None) -> None:
+        self.engine = choose_engine(engine)
+
+    def forward(self, x: Array) -> Array:
+        """Compute, store and return `output` for a batch.
+
+        Parameters
+        ----------
+        x : array, shape (batch, features)
+            float32 or float64; the layer computes in its dtype.
+
+        Returns
+        -------
+        array, shape (batch, features of the output)
+
+        Raises
+        ------
+        ValueError
+            Where the shape of `x` does not fit the layer.
+        """
+        raise NotImplementedError
+
+    def backward(self, dvalues: Array) -> Array:
+        """Compute, store and return `dinputs`, the gradient by this layer's inputs, after `forward`.
+
+        Parameters
+        ----------
+        dvalues : array, shape of `output`
+            The gradient of the loss by this layer's output.
+
+        Returns
+        -------
+        array, shape of `inputs`
+        """
+        raise NotImplementedError
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the parameters."""
+        return {}
+
+    def draw(self, rng: np.random.Generator, *, before_relu: bool = True) -> None:
+        """Give values to the parameters that have none.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+        before_relu : bool, default True
+            Whether a ReLU follows, which the default initialisation looks at.
+        """
+
+    def reseed(self, seed: np.random.SeedSequence, place: int) -> None:
+        """Start the layer's random numbers anew, from a model's seed and the layer's place in it."""
+
+    def width(self, features: int) -> int:
+        """The number of features of the output, where the input has `features`; ValueError where it cannot be."""
+        return features
+
+    def arrays(self) -> tuple[str, ...]:
+        return *self.parameters(), *self.state
+
+    @classmethod
+    def parameters(cls) -> dict[str, Parameter]:
+        """The declared parameters by name."""
+        return {name: value for name, value in inspect.getmembers_static(cls) if isinstance(value, Parameter)}
+
+    def read(self, x: Any, features: int | None = None, name: str = "x") -> Array:
+        """`x` as an engine array of shape (batch, `features`)."""
+        array = self.engine.asarray(x)
+        if array.ndim != 2 or 0 in array.shape or features not in (None, array.shape[1]):
+            expected = "features" if features is None else features
+            raise ValueError(f"{self!r}: {name} must have shape (batch, {expected}), got {array.shape}")
+        return array
+
+    def forget(self) -> None:
+        """Drop what `forward` and `backward` stored."""
+        for name in self._stored():
+            self.__dict__.pop(name, None)
+
+    def _stored(self) -> Iterable[str]:
+        return "inputs", "output", "dinputs", *(f"d{name}" for name in self.parameters())
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._stored():
+            method = "backward(dvalues)" if name.startswith("d") else "forward(x)"
+            raise AttributeError(f"{self!r} has no {name}: call {method} to look")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+class Dense(Layer):
+    """A fully connected layer: ``output = x @ weights + biases``.
+
+    Parameters
+    ----------
+    inputs, neurons : int
+        Features of the input and of the output.
+    init : {"he", "glorot"}, optional
+        How weights are drawn: He et al. 2015 (eq. 10), normal with variance 2 / inputs, or Glorot and Bengio 2010
+        (eq. 16), uniform within sqrt(6 / (inputs + neurons)). By default He in front of a ReLU or alone, Glorot in
+        front of anything else in a model. Biases start at 0.
+    engine : str or Engine, optional
+
+    Attributes
+    ----------
+    weights : array, shape (inputs, neurons)
+    biases : array, shape (1, neurons)
+    dweights, dbiases : array
+        Their gradients, of the same shapes, after `backward`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbp
+    >>> layer = fastbp.Dense(2, 3)
+    >>> layer.weights = [[1.0, 0.0, 2.0], [0.0, 1.0, 2.0]]
+    >>> layer.forward(np.array([[3.0, 4.0]]))
+    array([[ 3.,  4., 14.]])
+    >>> layer.backward(np.array([[1.0, 1.0, 1.0]]))
+    array([[3., 3.]])
+    >>> layer.dweights
+    array([[3., 3., 3.],
+           [4., 4., 4.]])
+    """
+
+    weights = Parameter()
+    biases = Parameter(decay=False)
+    dweights: Array
+    dbiases: Array
+
+    def __init__(
+        self, inputs: int, neurons: int, *, init: str | None = None, engine: str | Engine | None = None
+    ) -> None:
+        super().__init__(engine=engine)
+        if init not in (None, "he", "glorot"):
+            raise ValueError(f"init must be 'he', 'glorot' or None, got {init!r}")
+        self.features = self.n_inputs = as_count(inputs, "inputs")
+        self.n_neurons = as_count(neurons, "neurons")
+        self.init = init
+
+    def forward(self, x: Array) -> Array:
+        self.inputs = self.read(x, self.n_inputs)
+        self.output = self.engine.dense_forward(self.inputs, self.weights, self.biases)
+        return self.output
+
+    def backward(self, dvalues: Array) -> Array:
+        dvalues = self.read(dvalues, self.n_neurons, "dvalues")
+        self.dweights, self.dbiases = self.engine.dense_param_grads(self.inputs, dvalues)
+        self.dinputs = self.engine.dense_input_grad(dvalues, self.weights)
+        return self.dinputs
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"weights": (self.n_inputs, self.n_neurons), "biases": (1, self.n_neurons)}
+
+    def draw(self, rng: np.random.Generator, *, before_relu: bool = True) -> None:
+        if "weights" not in self.__dict__:
+            shape = self.n_inputs, self.n_neurons
+            if (self.init or ("he" if before_relu else "glorot")) == "he":
+                self.weights = rng.normal(0, np.sqrt(2 / self.n_inputs), shape)
+            else:
+                limit = np.sqrt(6 / sum(shape))
+                self.weights = rng.uniform(-limit, limit, shape)
+        if "biases" not in self.__dict__:
+            self.biases = np.zeros((1, self.n_neurons))
+
+    def width(self, features: int) -> int:
+        if features != self.n_inputs:
+            raise ValueError(f"{self!r} takes {self.n_inputs} features, but the layer before it gives {features}")
+        return self.n_neurons
+
+    def config(self) -> dict[str, Any]:
+        return {"inputs": self.n_inputs, "neurons": self.n_neurons} | ({"init": self.init} if self.init else {})
+
+
+class ReLU(Layer):
+    """``output = max(x, 0)``, whose gradient passes where the output is positive.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbp
+    >>> relu = fastbp.ReLU()
+    >>> relu.forward(np.array([[-1.0, 2.0]]))
+    array([[0., 2.]])
+    >>> relu.backward(np.array([[5.0, 5.0]]))
+    array([[0., 5.]])
+    """
+
+    def forward(self, x: Array) -> Array:
+        self.inputs = self.read(x)
+        self.output = self.engine.relu_forward(self.inputs)
+        return self.output
+
+    def backward(self, dvalues: Array) -> Array:
+        self.dinputs = self.engine.relu_backward(dvalues, self.output)
+        return self.dinputs
+
+
+class Softmax(Layer):
+    """Rows of probabilities: ``output = exp(x) / sum(exp(x))``, each row shifted by its maximum first.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbp
+    >>> softmax = fastbp.Softmax()
+    >>> softmax.forward(np.array([[0.0, 0.0]]))
+    array([[0.5, 0.5]])
+    >>> softmax.jacobian()
+    array([[[ 0.25, -0.25],
+            [-0.25,  0.25]]])
+    """
+
+    def forward(self, x: Array) -> Array:
+        self.inputs = self.read(x)
+        self.output = self.engine.softmax_forward(self.inputs)
+        return self.output
+
+    def backward(self, dvalues: Array) -> Array:
+        self.dinputs = self.engine.softmax_backward(dvalues, self.output)
+        return self.dinputs
+
+    def jacobian(self) -> Array:
+        """The derivative of each output by each input, for each row of the last `forward`.
+
+        Returns
+        -------
+        array, shape (batch, classes, classes)
+            ``diag(p) - outer(p, p)``. `backward` multiplies by it without building it.
+        """
+        jacobian: Array = self.engine.softmax_jacobian(self.output)
+        return jacobian
+
+
+class Dropout(Layer):
+    """Set each element to 0 with probability `rate` while training, and scale the others by 1 / (1 - rate).
+
+    Srivastava et al., 2014, scaled in training, so that `predict` has nothing to do. The masks are numbers of
+    Philox4x64-10 counted by block, step and layer: a model's seed gives the same masks on every engine.
+
+    Parameters
+    ----------
+    rate : float, default 0.5
+        In [0, 1].
+    seed : int, optional
+        For a layer that stands alone; a model sets it from its own seed.
+    engine : str or Engine, optional
+
+    Examples
+    --------
+    >>> import numpy as np, fastbp
+    >>> dropout = fastbp.Dropout(0.5, seed=0)
+    >>> bool(np.isin(dropout.forward(np.ones((4, 5))), [0.0, 2.0]).all())
+    True
+    """
+
+    state = ("key",)
+
+    def __init__(self, rate: float = 0.5, *, seed: int | None = None, engine: str | Engine | None = None) -> None:
+        super().__init__(engine=engine)
+        self.rate = rate
+        self.reseed(np.random.SeedSequence(seed), 0)
+
+    @property
+    def rate(self) -> float:
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        if not isinstance(rate, int | float | np.number) or not 0 <= rate <= 1:
+            raise ValueError(f"rate must be a number between 0 and 1, got {rate!r}")
+        self._rate = float(rate)
+
+    def reseed(self, seed: np.random.SeedSequence, place: int) -> None:
+        # two words of the seed, the step, and the layer's place
+        key = np.array([*seed.generate_state(2, np.uint64), 0, place], np.uint64)
+        self.key = self.engine.asarray(key)
+
+    def forward(self, x: Array) -> Array:
+        self.inputs = self.read(x)
+        if self.training:
+            self.output, self.mask = self.engine.dropout_forward(self.inputs, self.engine.scalar(self.rate), self.key)
+        else:
+            self.output = self.inputs
+        return self.output
+
+    def backward(self, dvalues: Array) -> Array:
+        self.dinputs = self.engine.dropout_backward(dvalues, self.mask) if self.training else dvalues
+        return self.dinputs
+
+    def config(self) -> dict[str, Any]:
+        return {"rate": self.rate}

@@ -1,0 +1,53 @@
+"""The progress bar of `Sequential.fit`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+__all__ = ["Progress"]
+
+_SECONDS_BETWEEN_FIGURES = 0.1
+
+
+class Progress:
+    """Epochs as a tqdm bar on the error stream.
+
+    Parameters
+    ----------
+    epochs : int
+    verbose : bool, optional
+        None shows the bar on a terminal, where tqdm is installed.
+    """
+
+    def __init__(self, epochs: int, verbose: bool | None) -> None:
+        self._bar: Any = None
+        self._shown = 0.0
+        if verbose or (verbose is None and sys.stderr.isatty()):
+            try:
+                from tqdm.auto import tqdm
+            except ImportError:
+                if verbose:
+                    raise ImportError("verbose=True needs tqdm: pip install 'fastbp[cli]'") from None
+            else:
+                self._bar = tqdm(total=epochs, unit="epoch", file=sys.stderr)
+
+    def step(self, figures: dict[str, float]) -> None:
+        """One epoch is done; `figures` are its loss and the like."""
+        if self._bar is not None:
+            now = time.monotonic()
+            if now - self._shown > _SECONDS_BETWEEN_FIGURES or self._bar.n + 1 == self._bar.total:
+                self._bar.set_postfix(figures, refresh=False)
+                self._shown = now
+            self._bar.update()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,136 @@
+"""Choosing an engine: by argument, ``with use(name)``, `set_default`, the variable FASTBP_ENGINE, or else NumPy."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from .kernels.engine import Engine
+
+__all__ = ["EngineInfo", "EngineNotAvailable", "engine", "engines", "set_default", "use"]
+
+
+class EngineNotAvailable(ValueError, ImportError):
+    """An engine was asked for by name, and something that it needs is missing. The text says what to install."""
+
+
+class EngineInfo(NamedTuple):
+    """What `engines` tells of one engine."""
+
+    name: str
+    available: bool
+    device: str
+    why_not: str
+
+
+class _Entry(NamedTuple):
+    location: str
+    needs: tuple[str, ...]
+    device: str
+    remedy: str
+
+
+_KNOWN = {
+    "numpy": _Entry(".kernels.numpy_engine:NumpyEngine", ("numpy",), "cpu", ""),
+    "numba": _Entry(
+        ".kernels.numba_engine:NumbaEngine", ("numba", "scipy"), "cpu", "install it with: pip install 'fastbp[numba]'"
+    ),
+    "cupy": _Entry(
+        ".kernels.cupy_engine:CupyEngine", ("cupy", f"{__package__}.kernels.cupy_engine"), "cuda",
+        "this version of fastbp does not have it yet; on a CPU: pip install 'fastbp[numba]'",
+    ),
+}  # fmt: skip
+
+_used: ContextVar[str | Engine | None] = ContextVar("fastbp_engine", default=None)
+_default: str | Engine | None = None
+
+
+def engine(name: str | Engine | None = None) -> Engine:
+    """Get an engine.
+
+    Parameters
+    ----------
+    name : str or Engine, optional
+        ``"numpy"``, ``"numba"`` or an engine itself. Without a name, the choice in force: the innermost ``with
+        use(name)``, then `set_default`, then the environment variable FASTBP_ENGINE, then NumPy.
+
+    Returns
+    -------
+    Engine
+        Its ``name`` and ``device`` say what it is, and its ops are its methods.
+
+    Raises
+    ------
+    ValueError
+        For a name that no engine has.
+    EngineNotAvailable
+        For an engine that lacks something it needs; the text gives the install line.
+
+    Examples
+    --------
+    >>> import fastbp
+    >>> fastbp.engine("numpy").name
+    'numpy'
+    """
+    chosen = name or _used.get() or _default or os.environ.get("FASTBP_ENGINE") or "numpy"
+    return chosen if isinstance(chosen, Engine) else _load(chosen)
+
+
+def engines() -> list[EngineInfo]:
+    """List the engines: name, whether it is available, its device, and why it is not available.
+
+    Examples
+    --------
+    >>> import fastbp
+    >>> fastbp.engines()[0]
+    EngineInfo(name='numpy', available=True, device='cpu', why_not='')
+    """
+    return [EngineInfo(name, not _why_not(name), entry.device, _why_not(name)) for name, entry in _KNOWN.items()]
+
+
+@contextlib.contextmanager
+def use(name: str | Engine) -> Iterator[Engine]:
+    """Choose an engine for what is built inside a ``with`` block, in this thread or task alone.
+
+    Examples
+    --------
+    >>> import fastbp
+    >>> with fastbp.use("numpy"):
+    ...     layer = fastbp.Dense(2, 3)
+    >>> layer.engine.name
+    'numpy'
+    """
+    token = _used.set(engine(name))
+    try:
+        yield engine()
+    finally:
+        _used.reset(token)
+
+
+def set_default(name: str | Engine | None) -> None:
+    """Choose the engine for whatever is built from now on; None goes back to FASTBP_ENGINE or NumPy."""
+    global _default
+    _default = name if name is None else engine(name)
+
+
+def _why_not(name: str) -> str:
+    entry = _KNOWN[name]
+    missing = [module.rpartition(".")[2] for module in entry.needs if importlib.util.find_spec(module) is None]
+    return f"{' and '.join(missing)} missing; {entry.remedy}" if missing else ""
+
+
+@functools.cache
+def _load(name: str) -> Engine:
+    if not isinstance(name, str) or name not in _KNOWN:
+        raise ValueError(f"engine must be one of {', '.join(_KNOWN)}, got {name!r}")
+    if reason := _why_not(name):
+        raise EngineNotAvailable(f"engine {name!r} is not available: {reason}")
+    module, _, attribute = _KNOWN[name].location.partition(":")
+    loaded: Engine = getattr(importlib.import_module(module, __package__), attribute)()
+    return loaded

@@ -1,0 +1,213 @@
+"""What every engine is: a caller of ops, an owner of arrays, a replayer of recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from .ops import OPS, Arg, Array, Op
+
+__all__ = ["Call", "DTypeError", "Engine", "OpCaller", "Program", "real_array"]
+
+
+class DTypeError(TypeError, ValueError):
+    """An array's elements are of a type that cannot be computed with: complex numbers, objects, text, dates."""
+
+
+class Call(NamedTuple):
+    """One line of a recording. An argument that is a string is a slot: an array bound by that name before a replay."""
+
+    op: Op
+    arguments: tuple[Array | str, ...]
+
+
+class Program(Protocol):
+    """A recording made ready by an engine."""
+
+    def bind(self, **slots: Array) -> None:
+        """Put arrays into the slots, and keep them alive until `release`."""
+
+    def run(self, steps: int) -> None:
+        """Replay the recording `steps` times."""
+
+    def release(self) -> None:
+        """Let go of the arrays in the slots."""
+
+
+class OpCaller:
+    """Whatever layers can call ops on: an engine, or a recorder of calls."""
+
+    def call(self, op: Op, *arguments: Any, out: Any = None) -> Any:
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name not in OPS:
+            raise AttributeError(f"{type(self).__name__} has no op {name!r}")
+        return partial(self.call, OPS[name])
+
+
+class Engine(OpCaller):
+    """An array library's side of the contract.
+
+    A subclass gives `name`, `device`, and `kernel`, which finds the function for an op: it takes the op's inputs, then
+    its outputs, and writes the outputs. Where its arrays are not NumPy's, it also overrides `asarray`, `asnumpy` and
+    `empty`; where it replays better than call by call, `program`.
+
+    ``engine.dense_forward(x, w, b)`` calls an op on arrays: shapes are checked against the op's row, the floats follow
+    the first one's dtype, and outputs are allocated or, with ``out=``, written into arrays of the right shape and
+    dtype, C-contiguous, that overlap no input.
+    """
+
+    name: str
+    device: str
+
+    def kernel(self, op: Op, arguments: Sequence[Array]) -> Callable[..., None]:
+        raise NotImplementedError
+
+    def asarray(self, x: Any, dtype: Any = None) -> Array:
+        """`x` in this engine's memory, C-contiguous; not copied where it is so already."""
+        array = real_array(x)
+        return np.asarray(array, dtype=dtype or array.dtype, order="C")
+
+    def table(self, x: Array) -> Array:
+        """A user's table where a replay can read it: here just where it is, at any stride."""
+        return x
+
+    def asnumpy(self, x: Array) -> Array:
+        return np.asarray(x)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Uninitialised memory that starts on a 256-byte boundary, as vector loads and caches like it."""
+        dtype = np.dtype(dtype)
+        size = int(np.prod(shape)) * dtype.itemsize
+        block = np.empty(size + 256, np.uint8)
+        start = -block.ctypes.data % 256
+        return block[start : start + size].view(dtype).reshape(shape)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        array = self.empty(shape, dtype)
+        array[...] = 0
+        return array
+
+    def scalar(self, *values: float) -> Array:
+        """Numbers for an op's ``s`` arguments."""
+        return self.asarray(np.array(values, np.float64))
+
+    def program(self, calls: Sequence[Call]) -> Program:
+        return CallByCall(self, calls)
+
+    def supports(self, op: Op) -> bool:
+        """Whether this engine has a kernel for `op`."""
+        raise NotImplementedError
+
+    def call(self, op: Op, *arguments: Any, out: Any = None) -> Any:
+        if len(arguments) != len(op.inputs):
+            names = ", ".join(arg.name for arg in op.inputs)
+            raise TypeError(f"{op.name} takes {len(op.inputs)} arguments ({names}), got {len(arguments)}")
+        inputs, floats = self._inputs(op, arguments)
+        sizes = op.sizes([array.shape for array in inputs])
+        if out is None:
+            outputs = [self.empty(op.shape(arg, sizes), arg.dtype(floats)) for arg in op.outputs]
+        else:
+            outputs = list(out) if isinstance(out, tuple | list) else [out]
+            if len(outputs) != len(op.outputs):
+                raise TypeError(f"{op.name}: out must hold {len(op.outputs)} arrays, got {len(outputs)}")
+            for arg, array in zip(op.outputs, outputs, strict=True):
+                self._check_out(op, arg, array, op.shape(arg, sizes), arg.dtype(floats), inputs)
+        self.execute(op, [*inputs, *outputs])
+        return tuple(outputs) if len(outputs) > 1 else outputs[0] if outputs else None
+
+    def execute(self, op: Op, arguments: Sequence[Array]) -> None:
+        """Run one op now, on arrays that were checked."""
+        with np.errstate(all="ignore"):
+            self.kernel(op, arguments)(*arguments)
+
+    def _inputs(self, op: Op, arguments: Sequence[Any]) -> tuple[list[Array], np.dtype[Any]]:
+        arrays: list[Array] = []
+        floats: np.dtype[Any] | None = None
+        for arg, value in zip(op.inputs, arguments, strict=True):
+            array = value if arg.inplace or arg.kind == "a" else self.asarray(value)
+            if arg.kind == "f" and floats is None:
+                floats = array.dtype if array.dtype in (np.float32, np.float64) else np.dtype(np.float64)
+            dtype = arg.dtype(floats or np.dtype(np.float64))
+            if arg.inplace:
+                self._check_memory(op, arg, array, dtype)
+            elif arg.kind == "a":
+                array = real_array(array)
+            elif arg.kind == "i" and array.dtype.kind not in "iub":
+                raise DTypeError(f"{op.name}: {arg.name} must hold integers, got {array.dtype}")
+            elif array.dtype != dtype:
+                array = self.asarray(array, dtype)
+            arrays.append(array)
+        return arrays, floats or np.dtype(np.float64)
+
+    def _check_memory(self, op: Op, arg: Arg, array: Array, dtype: np.dtype[Any]) -> None:
+        if getattr(array, "dtype", None) != dtype or not array.flags.c_contiguous:
+            got = getattr(array, "dtype", type(array).__name__)
+            raise DTypeError(
+                f"{op.name}: {arg.name} is written to, so it must be a C-contiguous {dtype} array, got {got}"
+            )
+
+    def _check_out(
+        self, op: Op, arg: Arg, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Sequence[Array]
+    ) -> None:
+        self._check_memory(op, arg, array, dtype)
+        if array.shape != shape:
+            raise ValueError(f"{op.name}: out for {arg.name} must have shape {shape}, got {array.shape}")
+        if any(np.may_share_memory(array, other) for other in inputs):
+            raise ValueError(f"{op.name}: out for {arg.name} overlaps an input")
+
+    def __reduce__(self) -> tuple[type[Engine], tuple[()]]:
+        return type(self), ()
+
+    def __deepcopy__(self, memo: Mapping[int, Any]) -> Engine:
+        return self
+
+    def __repr__(self) -> str:
+        return f"<fastbp engine {self.name!r} on {self.device}>"
+
+
+class CallByCall:
+    """The plain way to replay: a loop over kernels bound to their arrays."""
+
+    def __init__(self, engine: Engine, calls: Sequence[Call]) -> None:
+        self._engine = engine
+        self._calls = calls
+        self._bound: list[tuple[Callable[..., None], Sequence[Any]]] = []
+
+    def bind(self, **slots: Array) -> None:
+        self._bound = []
+        for op, arguments in self._calls:
+            arrays = [slots[a] if isinstance(a, str) else a for a in arguments]
+            self._bound.append((self._engine.kernel(op, arrays), arrays))
+
+    def run(self, steps: int) -> None:
+        with np.errstate(all="ignore"):
+            for _ in range(steps):
+                for kernel, arrays in self._bound:
+                    kernel(*arrays)
+
+    def release(self) -> None:
+        self._bound = []
+
+
+def real_array(x: Any, name: str = "x") -> Array:
+    """`x` as a NumPy array of real numbers, in its own dtype where that is float32 or float64.
+
+    Accepts arrays, lists, data frames and whatever speaks DLPack.
+
+    Raises
+    ------
+    DTypeError
+        For masked arrays and for elements that are not real numbers.
+    """
+    if isinstance(x, np.ma.MaskedArray):
+        raise DTypeError(f"{name} is a masked array; fill or drop what is masked first")
+    if not isinstance(x, np.ndarray):
+        x = np.from_dlpack(x) if hasattr(x, "__dlpack__") else np.asarray(x)
+    if x.dtype.kind not in "fiub":
+        raise DTypeError(f"{name} must hold real numbers, got dtype {x.dtype}")
+    return np.asarray(x)

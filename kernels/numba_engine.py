@@ -1,0 +1,170 @@
+"""CPU kernels compiled by Numba, called through pointers.
+
+Each op of `numba_kernels` becomes a C function of one argument: the address of a *row*, which lists for each of the
+op's arrays its address, shape and strides. A table of rows, each behind the address of its op, is a program that
+`replay` runs without the GIL. It knows no op; an eager call is a table of one row.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numba.np import arrayobj
+
+from . import numba_kernels
+from .engine import Call, Engine, Program
+from .ops import Array, Op
+
+__all__ = ["NumbaEngine"]
+
+# Kernels may reassociate sums, never assume finite values: with full fastmath, isfinite(NaN) compiles to False.
+FLAGS: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}
+WORD = 8
+
+log = logging.getLogger("fastbp")
+
+
+class NumbaEngine(Engine):
+    name = "numba"
+    device = "cpu"
+
+    def supports(self, op: Op) -> bool:
+        return hasattr(numba_kernels, op.name)
+
+    def execute(self, op: Op, arguments: Sequence[Array]) -> None:
+        replay(np.array([address_of(op, arguments), *describe(arguments)]), ONE_ROW, 1)
+
+    def program(self, calls: Sequence[Call]) -> Program:
+        return Table(calls)
+
+
+ONE_ROW = np.zeros(1, np.int64)
+
+
+class Table:
+    """A recording as one array of integers."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._calls = calls
+        self._rows: list[list[int]] = [[] for _ in calls]
+        self._slots: dict[str, Array] = {}
+        self._table = self._starts = np.empty(0, np.int64)
+
+    def bind(self, **slots: Array) -> None:
+        for i, (op, arguments) in enumerate(self._calls):
+            if not self._rows[i] or any(isinstance(a, str) for a in arguments):
+                arrays = [slots[a] if isinstance(a, str) else a for a in arguments]
+                self._rows[i] = [address_of(op, arrays), *describe(arrays)]
+        self._table = np.concatenate(self._rows)
+        self._starts = np.cumsum([0, *map(len, self._rows[:-1])])
+        self._slots = slots
+
+    def run(self, steps: int) -> None:
+        replay(self._table, self._starts, steps)
+
+    def release(self) -> None:
+        self._slots = {}
+        self._table = self._starts = np.empty(0, np.int64)
+
+
+def describe(arrays: Sequence[Array]) -> list[int]:
+    return [word for a in arrays for word in (a.ctypes.data, *a.shape, *a.strides)]
+
+
+def address_of(op: Op, arguments: Sequence[Array]) -> int:
+    """The address of the C function for `op` on arrays of these types; compiled where it is not cached."""
+    strided = [arg.kind == "a" for arg in (*op.inputs, *op.outputs)]
+    return compiled(op.name, tuple((a.dtype.str[1:], a.ndim, s) for a, s in zip(arguments, strided, strict=True)))
+
+
+@functools.cache
+def compiled(name: str, layout: tuple[tuple[str, int, bool], ...]) -> int:
+    kernel = getattr(numba_kernels, name)
+    array_types = [types.Array(numba.from_dtype(np.dtype(d)), n, "A" if strided else "C") for d, n, strided in layout]
+    # Numba's cache tells functions apart by their names, so each needs its own; it also goes stale only when the
+    # file that it believes to hold the function changes, so that must be the kernels' file, and this one's digest
+    # belongs to the name.
+    unique = "_".join([name, *(f"{d}{n}" for d, n, _ in layout), DIGEST])
+    code = entry.__code__.replace(co_filename=kernel.__code__.co_filename, co_name=unique)
+    names = {"kernel": numba.njit(**FLAGS)(kernel), "arrays_at": reader(array_types), "__name__": kernel.__module__}
+    function = FunctionType(code, names, unique)
+    function.__qualname__ = unique
+    pointer = numba.cfunc(types.void(types.intp), cache=True, **FLAGS)(function)
+    KEPT_ALIVE.append(pointer)
+    if not pointer.cache_hits:
+        say_compiling()
+    return int(pointer.address)
+
+
+KEPT_ALIVE: list[Any] = []
+DIGEST = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
+
+
+@functools.cache
+def say_compiling() -> None:
+    log.warning("fastbp: compiling CPU kernels for this machine, once; later runs take them from the disk cache")
+
+
+def entry(row: int) -> None:
+    kernel(*arrays_at(row))  # type: ignore[name-defined]  # noqa: F821  both come with the globals that `compiled` gives
+
+
+def reader(array_types: Sequence[types.Array]) -> Callable[[int], tuple[Array, ...]]:
+    """A compiled function that makes arrays of these types from the words of a row."""
+    result = types.Tuple(array_types)
+
+    @intrinsic
+    def arrays_at(typing_context: Any, row: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            word = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+            arrays = []
+            for array_type in array_types:
+                words = []
+                for _ in range(1 + 2 * array_type.ndim):
+                    words.append(builder.load(word))
+                    word = builder.gep(word, [ir.Constant(ir.IntType(64), 1)])
+                array = arrayobj.make_array(array_type)(context, builder)
+                itemsize = context.get_abi_sizeof(context.get_data_type(array_type.dtype))
+                arrayobj.populate_array(
+                    array,
+                    data=builder.inttoptr(words[0], array.data.type),
+                    shape=words[1 : 1 + array_type.ndim],
+                    strides=words[1 + array_type.ndim :],
+                    itemsize=context.get_constant(types.intp, itemsize),
+                    meminfo=None,
+                )
+                arrays.append(array._getvalue())
+            return context.make_tuple(builder, result, arrays)
+
+        return result(types.intp), build
+
+    result_function: Callable[[int], tuple[Array, ...]] = arrays_at
+    return result_function
+
+
+@intrinsic
+def call(typing_context: Any, function: Any, row: Any) -> Any:
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = ir.FunctionType(ir.VoidType(), [ir.IntType(64)]).as_pointer()
+        builder.call(builder.inttoptr(arguments[0], pointer), [arguments[1]])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), build
+
+
+@numba.njit("void(int64[::1], int64[::1], intp)", nogil=True, cache=True)
+def replay(table: Array, starts: Array, steps: int) -> None:
+    for _ in range(steps):
+        for start in starts:
+            call(table[start], table.ctypes.data + WORD * (start + 1))
