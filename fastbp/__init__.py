@@ -7,11 +7,11 @@ Examples
 >>> model = fastbp.Sequential(
 ...     [fastbp.Dense(2, 64), fastbp.ReLU(), fastbp.Dense(64, 3)],
 ...     loss=fastbp.SoftmaxCrossEntropy(),
-...     optimizer=fastbp.Adam(0.01),
+...     optimizer=fastbp.Adam(0.02),
 ...     seed=0,
 ... )
->>> model.fit(X, y, epochs=100).predict(X[:2])
-array([0, 0])
+>>> model.fit(X, y, epochs=300).evaluate(X, y)["accuracy"] > 0.9
+True
 """
 
 from .data import spiral_data as spiral_data

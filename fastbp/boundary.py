@@ -41,7 +41,8 @@ def as_labels(y: Any, rows: int, classes: int, name: str = "y") -> Array:
     if array.shape == (rows, classes) and array.ndim == 2:
         if not (((array == 0) | (array == 1)).all() and (array.sum(axis=1) == 1).all()):
             raise ValueError(f"{name} of two dimensions must hold one-hot rows: one 1 in each, otherwise 0")
-        return np.argmax(array, axis=1).astype(np.int64)
+        from_rows: Array = np.argmax(array, axis=1).astype(np.int64)
+        return from_rows
     if array.shape != (rows,):
         raise ValueError(
             f"{name} must hold {rows} labels, shape ({rows},), or one-hot rows, shape ({rows}, {classes}); "

@@ -77,9 +77,9 @@ class Sequential:
     >>> X, y = fastbp.spiral_data(100, 3, noise=0.1, seed=0)
     >>> model = fastbp.Sequential(
     ...     [fastbp.Dense(2, 64), fastbp.ReLU(), fastbp.Dense(64, 3)],
-    ...     loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.Adam(0.01), seed=0,
+    ...     loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.Adam(0.02), seed=0,
     ... )
-    >>> model.fit(X, y, epochs=200, batch_size=32).evaluate(X, y)["accuracy"] > 0.9
+    >>> model.fit(X, y, epochs=300).evaluate(X, y)["accuracy"] > 0.9
     True
     """
 
@@ -257,12 +257,12 @@ class Sequential:
         array, shape (rows, features)
             The gradient by X.
         """
-        dvalues = self.engine.asarray(dvalues, self.dtype)
-        if dvalues.shape != self.layers[-1].output.shape:
-            raise ValueError(f"dvalues must have shape {self.layers[-1].output.shape}, got {dvalues.shape}")
+        gradient = self.engine.asarray(dvalues, self.dtype)
+        if gradient.shape != self.layers[-1].output.shape:
+            raise ValueError(f"dvalues must have shape {self.layers[-1].output.shape}, got {gradient.shape}")
         for layer in reversed(self.layers):
-            dvalues = layer.backward(dvalues)
-        return dvalues
+            gradient = layer.backward(gradient)
+        return gradient
 
     def step(self) -> None:
         """Let the optimizer take a step with the gradients of the last `backward`."""

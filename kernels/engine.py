@@ -69,8 +69,8 @@ class Engine(OpCaller):
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         """`x` in this engine's memory, C-contiguous; not copied where it is so already."""
-        array = real_array(x)
-        return np.asarray(array, dtype=dtype or array.dtype, order="C")
+        array: Array = np.asarray(real_array(x), dtype=dtype, order="C")
+        return array
 
     def table(self, x: Array) -> Array:
         """A user's table where a replay can read it: here just where it is, at any stride."""
@@ -85,7 +85,8 @@ class Engine(OpCaller):
         size = int(np.prod(shape)) * dtype.itemsize
         block = np.empty(size + 256, np.uint8)
         start = -block.ctypes.data % 256
-        return block[start : start + size].view(dtype).reshape(shape)
+        array: Array = block[start : start + size].view(dtype).reshape(shape)
+        return array
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
         array = self.empty(shape, dtype)
