@@ -14,30 +14,63 @@ Examples
 True
 """
 
-from .data import spiral_data as spiral_data
-from .files import load as load
-from .kernels.engine import DTypeError as DTypeError
-from .kernels.engine import Engine as Engine
-from .layers import Dense as Dense
-from .layers import Dropout as Dropout
-from .layers import Layer as Layer
-from .layers import Parameter as Parameter
-from .layers import ReLU as ReLU
-from .layers import Softmax as Softmax
-from .losses import CategoricalCrossEntropy as CategoricalCrossEntropy
-from .losses import Loss as Loss
-from .losses import MeanSquaredError as MeanSquaredError
-from .losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
-from .model import Gradients as Gradients
-from .model import Sequential as Sequential
-from .optim import SGD as SGD
-from .optim import Adam as Adam
-from .optim import Optimizer as Optimizer
-from .selection import EngineInfo as EngineInfo
-from .selection import EngineNotAvailable as EngineNotAvailable
-from .selection import engine as engine
-from .selection import engines as engines
-from .selection import set_default as set_default
-from .selection import use as use
-from .tape import RecordingError as RecordingError
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from .data import spiral_data as spiral_data
+    from .files import load as load
+    from .kernels.engine import DTypeError as DTypeError
+    from .kernels.engine import Engine as Engine
+    from .layers import Dense as Dense
+    from .layers import Dropout as Dropout
+    from .layers import Layer as Layer
+    from .layers import Parameter as Parameter
+    from .layers import ReLU as ReLU
+    from .layers import Softmax as Softmax
+    from .losses import CategoricalCrossEntropy as CategoricalCrossEntropy
+    from .losses import Loss as Loss
+    from .losses import MeanSquaredError as MeanSquaredError
+    from .losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
+    from .model import Gradients as Gradients
+    from .model import Sequential as Sequential
+    from .optim import SGD as SGD
+    from .optim import Adam as Adam
+    from .optim import Optimizer as Optimizer
+    from .selection import EngineInfo as EngineInfo
+    from .selection import EngineNotAvailable as EngineNotAvailable
+    from .selection import engine as engine
+    from .selection import engines as engines
+    from .selection import set_default as set_default
+    from .selection import use as use
+    from .tape import RecordingError as RecordingError
+
+# The imports above happen when a name is first used: `import fastbp` costs little more than NumPy alone.
+_HOMES = {
+    "data": ["spiral_data"],
+    "files": ["load"],
+    "kernels.engine": ["DTypeError", "Engine"],
+    "layers": ["Dense", "Dropout", "Layer", "Parameter", "ReLU", "Softmax"],
+    "losses": ["CategoricalCrossEntropy", "Loss", "MeanSquaredError", "SoftmaxCrossEntropy"],
+    "model": ["Gradients", "Sequential"],
+    "optim": ["SGD", "Adam", "Optimizer"],
+    "selection": ["EngineInfo", "EngineNotAvailable", "engine", "engines", "set_default", "use"],
+    "tape": ["RecordingError"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *_HOME_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'fastbp' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +44,8 @@ def save(model: Sequential, path: str | Path, metadata: dict[str, Any] | None = 
         raise ImportError(_INSTALL) from None
     content = to_bytes(tensors, {"fastbp": json.dumps(about)})
     path = Path(path)
+    import tempfile  # which imports much that others do not need
+
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from typing import Any, Self, overload
 
@@ -138,7 +137,8 @@ class Layer(Part):
     @classmethod
     def parameters(cls) -> dict[str, Parameter]:
         """The declared parameters by name."""
-        return {name: value for name, value in inspect.getmembers_static(cls) if isinstance(value, Parameter)}
+        attributes = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
+        return {name: value for name, value in attributes.items() if isinstance(value, Parameter)}
 
     def read(self, x: Any, features: int | None = None, name: str = "x") -> Array:
         """`x` as an engine array of shape (batch, `features`)."""
