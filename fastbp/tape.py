@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from .fusion import fuse
 from .kernels.engine import Call, Engine, OpCaller
 from .kernels.ops import Array, Op
 
@@ -43,7 +44,8 @@ class Handle:
     __array__ = __bool__ = __float__ = __int__ = __index__ = __len__ = __iter__ = _refuse
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
     __matmul__ = __rmatmul__ = __pow__ = __rpow__ = __neg__ = __abs__ = __getitem__ = __setitem__ = _refuse
-    __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuse
+    __hash__ = object.__hash__
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -130,7 +132,8 @@ class Recorder(OpCaller):
             if any(arg.inplace for arg in op.inputs) or any(id(output) in read for output in outputs):
                 read |= {id(argument) for argument in arguments}
                 kept.append(Call(op, tuple(argument.memory for argument in arguments)))
-        return Tape(self.engine, kept[::-1], self.memory)
+        calls = fuse(kept[::-1], self.engine, list(self.memory.values()))
+        return Tape(self.engine, calls, self.memory)
 
     def _new(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Handle:
         memory = self.engine.empty(shape, dtype)

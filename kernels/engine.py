@@ -13,6 +13,9 @@ from .ops import OPS, Arg, Array, Op
 __all__ = ["Call", "DTypeError", "Engine", "OpCaller", "Program", "real_array"]
 
 
+BUFFER = 512  # elements: what NumPy may allocate to broadcast or convert, in each call
+
+
 class DTypeError(TypeError, ValueError):
     """An array's elements are of a type that cannot be computed with: complex numbers, objects, text, dates."""
 
@@ -21,7 +24,7 @@ class Call(NamedTuple):
     """One line of a recording. An argument that is a string is a slot: an array bound by that name before a replay."""
 
     op: Op
-    arguments: tuple[Array | str, ...]
+    arguments: tuple[Any, ...]
 
 
 class Program(Protocol):
@@ -100,6 +103,10 @@ class Engine(OpCaller):
     def program(self, calls: Sequence[Call]) -> Program:
         return CallByCall(self, calls)
 
+    def span(self, array: Array) -> tuple[int, int]:
+        """The first address of a C-contiguous array of this engine, and the one behind its last."""
+        return array.ctypes.data, array.ctypes.data + array.nbytes
+
     def supports(self, op: Op) -> bool:
         """Whether this engine has a kernel for `op`."""
         raise NotImplementedError
@@ -123,8 +130,9 @@ class Engine(OpCaller):
 
     def execute(self, op: Op, arguments: Sequence[Array]) -> None:
         """Run one op now, on arrays that were checked."""
-        with np.errstate(all="ignore"):
-            self.kernel(op, arguments)(*arguments)
+        once = self.program([Call(op, tuple(arguments))])
+        once.bind()
+        once.run(1)
 
     def _inputs(self, op: Op, arguments: Sequence[Any]) -> tuple[list[Array], np.dtype[Any]]:
         arrays: list[Array] = []
@@ -177,22 +185,41 @@ class CallByCall:
     def __init__(self, engine: Engine, calls: Sequence[Call]) -> None:
         self._engine = engine
         self._calls = calls
+        self._scratch = engine.empty(*scratch_for(calls))
         self._bound: list[tuple[Callable[..., None], Sequence[Any]]] = []
 
     def bind(self, **slots: Array) -> None:
         self._bound = []
         for op, arguments in self._calls:
             arrays = [slots[a] if isinstance(a, str) else a for a in arguments]
-            self._bound.append((self._engine.kernel(op, arrays), arrays))
+            kernel = self._engine.kernel(op, arrays)
+            self._bound.append((kernel, [*arrays, self._scratch] if needs_scratch(kernel, op) else arrays))
 
     def run(self, steps: int) -> None:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):  # which also ends the effect of setbufsize
+            np.setbufsize(BUFFER)
             for _ in range(steps):
                 for kernel, arrays in self._bound:
                     kernel(*arrays)
 
     def release(self) -> None:
         self._bound = []
+
+
+def needs_scratch(kernel: Callable[..., None], op: Op) -> bool:
+    """Whether a kernel takes one argument more than its op: room to work in, so that it need not allocate."""
+    return kernel.__code__.co_argcount > len(op.inputs) + len(op.outputs)
+
+
+def scratch_for(calls: Sequence[Call]) -> tuple[tuple[int], np.dtype[Any]]:
+    """Shape and dtype of the room that the kernels of a program share: twice the largest float argument, and some."""
+    floats = [
+        array
+        for op, arguments in calls
+        for arg, array in zip((*op.inputs, *op.outputs), arguments, strict=True)
+        if arg.kind == "f" and not isinstance(array, str)
+    ]
+    return (2 * max((a.size for a in floats), default=0) + 4096,), np.dtype(floats[0].dtype if floats else np.float64)
 
 
 def real_array(x: Any, name: str = "x") -> Array:

@@ -23,8 +23,8 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from . import numba_kernels
-from .engine import Call, Engine, Program
-from .ops import Array, Op
+from .engine import Call, Engine, Program, needs_scratch, scratch_for
+from .ops import OPS, Array, Op
 
 __all__ = ["NumbaEngine"]
 
@@ -42,21 +42,16 @@ class NumbaEngine(Engine):
     def supports(self, op: Op) -> bool:
         return hasattr(numba_kernels, op.name)
 
-    def execute(self, op: Op, arguments: Sequence[Array]) -> None:
-        replay(np.array([address_of(op, arguments), *describe(arguments)]), ONE_ROW, 1)
-
     def program(self, calls: Sequence[Call]) -> Program:
-        return Table(calls)
-
-
-ONE_ROW = np.zeros(1, np.int64)
+        return Table(calls, self.empty(*scratch_for(calls)))
 
 
 class Table:
     """A recording as one array of integers."""
 
-    def __init__(self, calls: Sequence[Call]) -> None:
+    def __init__(self, calls: Sequence[Call], scratch: Array) -> None:
         self._calls = calls
+        self._scratch = scratch
         self._rows: list[list[int]] = [[] for _ in calls]
         self._slots: dict[str, Array] = {}
         self._table = self._starts = np.empty(0, np.int64)
@@ -64,7 +59,7 @@ class Table:
     def bind(self, **slots: Array) -> None:
         for i, (op, arguments) in enumerate(self._calls):
             if not self._rows[i] or any(isinstance(a, str) for a in arguments):
-                arrays = [slots[a] if isinstance(a, str) else a for a in arguments]
+                arrays = [*(slots[a] if isinstance(a, str) else a for a in arguments), self._scratch]
                 self._rows[i] = [address_of(op, arrays), *describe(arrays)]
         self._table = np.concatenate(self._rows)
         self._starts = np.cumsum([0, *map(len, self._rows[:-1])])
@@ -83,8 +78,8 @@ def describe(arrays: Sequence[Array]) -> list[int]:
 
 
 def address_of(op: Op, arguments: Sequence[Array]) -> int:
-    """The address of the C function for `op` on arrays of these types; compiled where it is not cached."""
-    strided = [arg.kind == "a" for arg in (*op.inputs, *op.outputs)]
+    """The address of the C function for `op` on arrays of these types, scratch last; compiled, or from the cache."""
+    strided = [*(arg.kind == "a" for arg in (*op.inputs, *op.outputs)), False]
     return compiled(op.name, tuple((a.dtype.str[1:], a.ndim, s) for a, s in zip(arguments, strided, strict=True)))
 
 
@@ -92,6 +87,8 @@ def address_of(op: Op, arguments: Sequence[Array]) -> int:
 def compiled(name: str, layout: tuple[tuple[str, int, bool], ...]) -> int:
     kernel = getattr(numba_kernels, name)
     array_types = [types.Array(numba.from_dtype(np.dtype(d)), n, "A" if strided else "C") for d, n, strided in layout]
+    if not needs_scratch(kernel, OPS[name]):
+        array_types.pop()  # the row ends with it all the same
     # Numba's cache tells functions apart by their names, so each needs its own; it also goes stale only when the
     # file that it believes to hold the function changes, so that must be the kernels' file, and this one's digest
     # belongs to the name.

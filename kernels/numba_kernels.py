@@ -67,6 +67,33 @@ def relu_backward(dy: Array, y: Array, dx: Array) -> None:
         dx[i] = 0 if y[i] <= 0 else dy[i]
 
 
+def dense_relu_forward(x: Array, w: Array, b: Array, y: Array) -> None:
+    np.dot(x, w, y)
+    for i in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            z = y[i, j] + b[0, j]
+            y[i, j] = 0 if z <= 0 else z
+
+
+def dense_relu_input_grad(dz: Array, w: Array, y: Array, dx: Array) -> None:
+    np.dot(dz, w.T, dx)
+    y, dx = y.ravel(), dx.ravel()
+    for i in range(len(y)):
+        dx[i] = 0 if y[i] <= 0 else dx[i]
+
+
+def dense_sgd(x: Array, dz: Array, w: Array, b: Array, lr: Array, scratch: Array) -> None:
+    rate = w.dtype.type(lr[0])
+    dw = scratch[: w.size].reshape(w.shape)
+    np.dot(x.T, dz, dw)
+    for k in range(w.shape[0]):
+        for j in range(w.shape[1]):
+            w[k, j] -= rate * dw[k, j]
+    for i in range(dz.shape[0]):
+        for j in range(dz.shape[1]):
+            b[0, j] -= rate * dz[i, j]
+
+
 def dropout_forward(x: Array, rate: Array, key: Array, y: Array, mask: Array) -> None:
     x, y, mask = x.ravel(), y.ravel(), mask.ravel()
     scale = 1 / (1 - rate[0]) if rate[0] < 1 else 0.0

@@ -1,6 +1,7 @@
 """The reference engine: the shortest correct NumPy for each op.
 
 A function here is named as its op in `ops.OPS`; it takes the op's inputs, then its outputs, and writes the outputs.
+`scratch` is room for what is in between: flat, of the float type, at least twice as long as any float argument.
 """
 
 from __future__ import annotations
@@ -33,14 +34,18 @@ def next_batch(order: Array, cursor: Array, rows: Array) -> None:
     cursor += len(rows)
 
 
-def take(x: Array, rows: Array, xb: Array) -> None:
-    if x.dtype == xb.dtype:
-        np.take(x, rows, axis=0, out=xb, mode="clip")  # any other mode buffers a copy of `out`
-    else:
+def take(x: Array, rows: Array, xb: Array, scratch: Array) -> None:
+    if not x.flags.c_contiguous:  # np.take would copy all of it first
         xb[...] = x[rows]
+        return
+    taken = xb if x.dtype == xb.dtype else scratch.view(x.dtype)[: xb.size].reshape(xb.shape)
+    np.take(x, rows, axis=0, out=taken, mode="clip")  # any other mode buffers a copy of `out`
+    if taken is not xb:
+        np.copyto(xb, taken, casting="unsafe")
 
 
-take_labels = take
+def take_labels(t: Array, rows: Array, tb: Array) -> None:
+    np.take(t, rows, out=tb, mode="clip")
 
 
 def dense_forward(x: Array, w: Array, b: Array, z: Array) -> None:
@@ -61,17 +66,19 @@ def relu_forward(x: Array, y: Array) -> None:
     np.maximum(x, 0, out=y)
 
 
-def relu_backward(dy: Array, y: Array, dx: Array) -> None:
+def relu_backward(dy: Array, y: Array, dx: Array, scratch: Array) -> None:
+    off = np.less_equal(y, 0, out=scratch.view(bool)[: y.size].reshape(y.shape))
     np.copyto(dx, dy)
-    np.copyto(dx, 0, where=y <= 0)
+    np.copyto(dx, 0, where=off)
 
 
-def dropout_forward(x: Array, rate: Array, key: Array, y: Array, mask: Array) -> None:
+def dropout_forward(x: Array, rate: Array, key: Array, y: Array, mask: Array, scratch: Array) -> None:
     # key = (two words of the seed, step, layer); a block of eight 32-bit numbers is Philox of (block, step, layer)
     philox = np.random.Philox(key=key[:2], counter=[0, key[2], key[3], 0])
-    uniform = np.random.Generator(philox).random(x.shape, dtype=np.float32)
-    scale = 1 / (1 - rate[0]) if rate[0] < 1 else 0
-    np.multiply(uniform >= rate[0], scale, out=mask, casting="unsafe")
+    uniform = scratch.view(np.float32)[: x.size].reshape(x.shape)
+    np.random.Generator(philox).random(out=uniform, dtype=np.float32)
+    np.greater_equal(uniform, rate[0], out=mask, casting="unsafe")
+    mask *= 1 / (1 - rate[0]) if rate[0] < 1 else 0
     np.multiply(x, mask, out=y)
     key[2] += 1
 
@@ -111,11 +118,12 @@ def cross_entropy_backward(p: Array, t: Array, dp: Array) -> None:
 def softmax_cross_entropy(z: Array, t: Array, total: Array, dz: Array) -> None:
     row = np.arange(len(t))
     np.subtract(z, z.max(axis=1, keepdims=True), out=dz)
-    target_logit = dz[row, t]
+    total[0] -= dz[row, t].sum(dtype=np.float64)
     np.exp(dz, out=dz)
     sums = dz.sum(axis=1)
-    total += (np.log(sums) - target_logit).sum(dtype=np.float64), len(t)
-    dz /= (sums * len(t))[:, None]
+    total += np.log(sums).sum(dtype=np.float64), len(t)
+    sums *= len(t)
+    dz /= sums[:, None]
     dz[row, t] -= 1 / len(t)
 
 
@@ -127,26 +135,64 @@ def softmax_cross_entropy_backward(p: Array, t: Array, dz: Array) -> None:
 
 def mean_squared_error(y: Array, t: Array, total: Array, dy: Array) -> None:
     np.subtract(y, t, out=dy)
-    total += np.einsum("bn,bn->", dy, dy, dtype=np.float64), dy.size
+    total += np.vdot(dy, dy), dy.size
     dy *= 2 / dy.size
 
 
-def sgd(p: Array, g: Array, lr: Array) -> None:
-    p -= g * p.dtype.type(lr[0])
+def dense_relu_forward(x: Array, w: Array, b: Array, y: Array) -> None:
+    dense_forward(x, w, b, y)
+    relu_forward(y, y)
 
 
-def sgd_momentum(p: Array, velocity: Array, g: Array, lr: Array, momentum: Array, nesterov: Array) -> None:
-    mu = p.dtype.type(momentum[0])
+def dense_relu_input_grad(dz: Array, w: Array, y: Array, dx: Array, scratch: Array) -> None:
+    dense_input_grad(dz, w, dx)
+    relu_backward(dx, y, dx, scratch)
+
+
+def dense_sgd(x: Array, dz: Array, w: Array, b: Array, lr: Array, scratch: Array) -> None:
+    rate = w.dtype.type(lr[0])
+    dw = np.matmul(x.T, dz, out=scratch[: w.size].reshape(w.shape))
+    dw *= rate
+    w -= dw
+    b -= rate * dz.sum(axis=0)
+
+
+def sgd(p: Array, g: Array, lr: Array, scratch: Array) -> None:
+    p -= np.multiply(g, p.dtype.type(lr[0]), out=scratch[: len(g)])
+
+
+def sgd_momentum(
+    p: Array, velocity: Array, g: Array, lr: Array, momentum: Array, nesterov: Array, scratch: Array
+) -> None:
+    mu, step = p.dtype.type(momentum[0]), scratch[: len(p)]
     velocity *= mu
     velocity += g
-    p -= p.dtype.type(lr[0]) * (g + mu * velocity if nesterov[0] else velocity)
+    if nesterov[0]:
+        np.multiply(velocity, mu, out=step)
+        step += g
+    else:
+        np.copyto(step, velocity)
+    step *= p.dtype.type(lr[0])
+    p -= step
 
 
-def adam(p: Array, m: Array, v: Array, g: Array, lr: Array, betas: Array, eps: Array, steps: Array) -> None:
+def adam(
+    p: Array, m: Array, v: Array, g: Array, lr: Array, betas: Array, eps: Array, steps: Array, scratch: Array
+) -> None:
     # Kingma and Ba, 2015, algorithm 1
     steps += 1
-    beta1, beta2 = betas.astype(p.dtype)
-    m += (1 - beta1) * (g - m)
-    v += (1 - beta2) * (g * g - v)
+    real, step = p.dtype.type, scratch[: len(p)]
     unbias1, unbias2 = 1 - betas ** steps[0]
-    p -= p.dtype.type(lr[0] / unbias1) * m / (np.sqrt(v) * p.dtype.type(unbias2**-0.5) + p.dtype.type(eps[0]))
+    np.subtract(g, m, out=step)
+    step *= real(1 - betas[0])
+    m += step
+    np.multiply(g, g, out=step)
+    step -= v
+    step *= real(1 - betas[1])
+    v += step
+    np.sqrt(v, out=step)
+    step *= real(unbias2**-0.5)
+    step += real(eps[0])
+    np.divide(m, step, out=step)
+    step *= real(lr[0] / unbias1)
+    p -= step

@@ -206,6 +206,10 @@ OPS: dict[str, Op] = {
         Op("softmax_cross_entropy", "z:f[B,N] t:i[B] total!:s[2] -> dz:f[B,N]", _per_element(6), _CLASSIFIED),
         Op("softmax_cross_entropy_backward", "p:f[B,N] t:i[B] -> dz:f[B,N]", _per_element(1), _CLASSIFIED),
         Op("mean_squared_error", "y:f[B,N] t:f[B,N] total!:s[2] -> dy:f[B,N]", _per_element(4)),
+        # two or three of the above in one; `fusion.RULES` says which
+        Op("dense_relu_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> y:f[B,N]", _product),
+        Op("dense_relu_input_grad", "dz:f[B,N] w:f[K,N] y:f[B,K] -> dx:f[B,K]", _product),
+        Op("dense_sgd", "x:f[B,K] dz:f[B,N] w!:f[K,N] b!:f[1,N] lr:s[1] ->", _product, {"lr": _fraction}),
         # optimizers, over all parameters at once
         Op("sgd", "p!:f[P] g:f[P] lr:s[1] ->", _per_element(2), {"lr": _fraction}),
         Op(

@@ -1,0 +1,187 @@
+"""Rewriting a recording: neighbouring calls become one call of a fused op.
+
+A rule reads ``op arguments -> outputs; op ... => fused op``. The names in it are memory: the same name, the same array.
+The fused call stands where the last of its parts stood. That is allowed only where it changes nothing else:
+
+- what the fused call no longer writes, nobody else reads;
+- what the earlier parts read or write, no call in between writes, nor reads what they write;
+- the fused call writes nothing that its parts did not write;
+- the engine has the fused op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from .kernels.engine import Call, Engine
+from .kernels.ops import OPS, Array, Op
+
+__all__ = ["RULES", "Rule", "fuse"]
+
+Memory: TypeAlias = Any  # an array, or the name of a slot
+
+
+class Part(NamedTuple):
+    """One call in a rule: the op and the names of its arguments, inputs first."""
+
+    op: Op
+    names: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        name, *names = text.replace("->", " ").split()
+        op = OPS[name]
+        if len(names) != len(op.inputs) + len(op.outputs):
+            raise ValueError(f"{name} takes {op.signature}, got {text!r}")
+        return cls(op, tuple(names))
+
+
+class Rule(NamedTuple):
+    """Calls that can be one call."""
+
+    parts: tuple[Part, ...]
+    fused: Part
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        parts, _, fused = text.partition("=>")
+        return cls(tuple(map(Part.parse, parts.split(";"))), Part.parse(fused))
+
+
+RULES = tuple(
+    map(
+        Rule.parse,
+        [
+            "dense_forward x w b -> z; relu_forward z -> y => dense_relu_forward x w b -> y",
+            "dense_input_grad dz w -> dy; relu_backward dy y -> dx => dense_relu_input_grad dz w y -> dx",
+            "dense_param_grads x dz -> dw db; sgd w dw lr; sgd b db lr => dense_sgd x dz w b lr",
+        ],
+    )
+)
+
+
+def fuse(
+    calls: Sequence[Call], engine: Engine, kept: Sequence[Array] = (), rules: Sequence[Rule] = RULES
+) -> list[Call]:
+    """Apply `rules` until none fits.
+
+    Parameters
+    ----------
+    calls : sequence of Call
+        A recording.
+    engine : Engine
+        Which fused ops there are, and where arrays lie in memory.
+    kept : sequence of array
+        What is read after a replay.
+    """
+    calls = list(calls)
+    if any(rule.fused.op is OPS["dense_sgd"] and engine.supports(rule.fused.op) for rule in rules):
+        calls = _split_sgd(calls, engine)
+    for rule in rules:
+        if engine.supports(rule.fused.op):
+            while fused := _first_fused(calls, rule, engine, kept):
+                calls = fused
+    return [_flat_sgd(call) for call in calls]
+
+
+def _split_sgd(calls: Sequence[Call], engine: Engine) -> list[Call]:
+    """`sgd` over all parameters as one `sgd` for each gradient that a call writes; what lies between is padding."""
+    split = []
+    for call in calls:
+        pieces = []
+        if call.op is OPS["sgd"]:
+            parameters, gradients, lr = call.arguments
+            start = engine.span(gradients)[0]
+            for gradient in (memory for other in calls for memory in writes(other) if other is not call):
+                if _overlap([gradient], [gradients], engine):
+                    first = (engine.span(gradient)[0] - start) // gradient.itemsize
+                    view = parameters[first : first + gradient.size].reshape(gradient.shape)
+                    pieces.append(Call(call.op, (view, gradient, lr)))
+        split += pieces or [call]
+    return split
+
+
+def _flat_sgd(call: Call) -> Call:
+    if call.op is not OPS["sgd"]:
+        return call
+    parameters, gradients, lr = call.arguments
+    return Call(call.op, (parameters.reshape(-1), gradients.reshape(-1), lr))
+
+
+def _first_fused(calls: list[Call], rule: Rule, engine: Engine, kept: Sequence[Array]) -> list[Call] | None:
+    for places, memory in _matches(calls, rule.parts, engine):
+        fused = Call(rule.fused.op, tuple(memory[name] for name in rule.fused.names))
+        if _is_safe(calls, places, fused, engine, kept):
+            calls = calls.copy()
+            calls[places[-1]] = fused
+            return [call for i, call in enumerate(calls) if i not in places[:-1]]
+    return None
+
+
+def _matches(
+    calls: Sequence[Call],
+    parts: Sequence[Part],
+    engine: Engine,
+    start: int = 0,
+    memory: dict[str, Memory] | None = None,
+) -> Iterator[tuple[list[int], dict[str, Memory]]]:
+    """The places of calls that are the parts of a rule, in order, and the memory that the rule's names stand for."""
+    if not parts:
+        yield [], memory or {}
+        return
+    part = parts[0]
+    for i in range(start, len(calls)):
+        if calls[i].op is not part.op:
+            continue
+        bound = dict(memory or {})
+        if all(
+            _same(bound.setdefault(name, argument), argument, engine)
+            for name, argument in zip(part.names, calls[i].arguments, strict=True)
+        ):
+            for places, complete in _matches(calls, parts[1:], engine, i + 1, bound):
+                yield [i, *places], complete
+
+
+def _is_safe(calls: Sequence[Call], places: Sequence[int], fused: Call, engine: Engine, kept: Sequence[Array]) -> bool:
+    written = [memory for i in places for memory in writes(calls[i])]
+    still = writes(fused)
+    gone = [memory for memory in written if not any(_same(memory, other, engine) for other in still)]
+    others = [call for i, call in enumerate(calls) if i not in places]
+    return (
+        all(any(_same(memory, other, engine) for other in written) for memory in still)
+        and not _overlap(gone, [*kept, *(memory for call in others for memory in reads(call))], engine)
+        and not any(
+            _overlap(writes(calls[i]), [*reads(calls[moved]), *writes(calls[moved])], engine)
+            or _overlap(reads(calls[i]), writes(calls[moved]), engine)
+            for moved in places[:-1]
+            for i in range(moved + 1, places[-1])
+            if i not in places
+        )
+    )
+
+
+def reads(call: Call) -> list[Memory]:
+    """What a call reads: its inputs, those that it updates too."""
+    return list(call.arguments[: len(call.op.inputs)])
+
+
+def writes(call: Call) -> list[Memory]:
+    """What a call writes: its outputs, and the inputs that it updates."""
+    updated = [memory for arg, memory in zip(call.op.inputs, call.arguments, strict=False) if arg.inplace]
+    return [*updated, *call.arguments[len(call.op.inputs) :]]
+
+
+def _same(a: Memory, b: Memory, engine: Engine) -> bool:
+    if isinstance(a, str) or isinstance(b, str):
+        return isinstance(a, str) and isinstance(b, str) and a == b
+    return (a.shape, a.strides, a.dtype, engine.span(a)) == (b.shape, b.strides, b.dtype, engine.span(b))
+
+
+def _overlap(some: Sequence[Memory], others: Sequence[Memory], engine: Engine) -> bool:
+    spans = [engine.span(memory) for memory in others if not isinstance(memory, str)]
+    return any(
+        start < other_stop and other_start < stop
+        for start, stop in (engine.span(memory) for memory in some if not isinstance(memory, str))
+        for other_start, other_stop in spans
+    )
