@@ -14,25 +14,25 @@ __all__ = ["as_count", "as_features", "as_labels", "as_values"]
 _ELEMENTS_AT_A_TIME = 1 << 20
 
 
-def as_features(x: Any, features: int | None, name: str = "X") -> Array:
-    """Check a table of finite numbers, shape (rows, `features`); its dtype stays."""
+def as_features(x: Any, features: int | None, name: str = "X", dtype: Any = np.float64) -> Array:
+    """Check a table of numbers that `dtype` can hold, shape (rows, `features`); its own dtype stays."""
     array = real_array(x, name)
     if array.ndim != 2 or 0 in array.shape or features not in (None, array.shape[1]):
         hint = "; a single row is X.reshape(1, -1)" if array.ndim == 1 else ""
         raise ValueError(f"{name} must have shape (rows, {features or 'features'}), got {array.shape}{hint}")
-    _check_finite(array, name)
+    _check_finite(array, name, dtype)
     if array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
         array = array.astype(np.float64)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def as_values(y: Any, rows: int, width: int, name: str = "y") -> Array:
+def as_values(y: Any, rows: int, width: int, name: str = "y", dtype: Any = np.float64) -> Array:
     """Check the targets of a regression, shape (rows, width)."""
     array = real_array(y, name)
     if array.shape != (rows, width):
         hint = f"; use {name}.reshape(-1, 1)" if array.shape == (rows,) and width == 1 else ""
         raise ValueError(f"{name} must have the shape of the outputs, {(rows, width)}, got {array.shape}{hint}")
-    return as_features(array, width, name)
+    return as_features(array, width, name, dtype)
 
 
 def as_labels(y: Any, rows: int, classes: int, name: str = "y") -> Array:
@@ -49,13 +49,13 @@ def as_labels(y: Any, rows: int, classes: int, name: str = "y") -> Array:
             f"got {array.shape}"
         )
     _check_finite(array, name)
-    labels = array.astype(np.int64)
-    if (labels != array).any():
-        raise ValueError(f"{name} must hold whole numbers, got {array[labels != array][0]}")
-    outside = labels[(labels < 0) | (labels >= classes)]
-    if outside.size:
-        raise ValueError(f"{name} must hold labels from 0 to {classes - 1}, got {outside[0]}")
-    return labels
+    fractional = array != np.floor(array) if array.dtype.kind == "f" else np.zeros(rows, bool)
+    if fractional.any():
+        raise ValueError(f"{name} must hold whole numbers, got {array[fractional][0]}")
+    outside = (array < 0) | (array >= classes)
+    if outside.any():
+        raise ValueError(f"{name} must hold labels from 0 to {classes - 1}, got {array[outside][0]}")
+    return array.astype(np.int64)
 
 
 def as_count(value: Any, name: str, least: int = 1) -> int:
@@ -67,14 +67,15 @@ def as_count(value: Any, name: str, least: int = 1) -> int:
     return int(value)
 
 
-def _check_finite(array: Array, name: str) -> None:
+def _check_finite(array: Array, name: str, dtype: Any = np.float64) -> None:
     if array.dtype.kind != "f":
         return
     # in pieces, so that an array mapped from a file is never in memory whole
     rows = max(1, _ELEMENTS_AT_A_TIME // max(1, array[:1].size))
     for start in range(0, len(array), rows):
         piece = array[start : start + rows]
-        if not np.isfinite(piece).all():
-            where = tuple(int(i) for i in np.argwhere(~np.isfinite(piece))[0])
+        bad = ~(np.abs(piece) <= np.finfo(dtype).max)
+        if bad.any():
+            where = tuple(int(i) for i in np.argwhere(bad)[0])
             position = (start + where[0], *where[1:])
-            raise ValueError(f"{name} must hold finite numbers, got {piece[where]} at {position}")
+            raise ValueError(f"{name} must hold finite {np.dtype(dtype)} numbers, got {piece[where]} at {position}")

@@ -44,17 +44,15 @@ def save(model: Sequential, path: str | Path, metadata: dict[str, Any] | None = 
         raise ImportError(_INSTALL) from None
     content = to_bytes(tensors, {"fastbp": json.dumps(about)})
     path = Path(path)
-    import tempfile  # which imports much that others do not need
-
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -140,12 +140,19 @@ class Layer(Part):
         attributes = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
         return {name: value for name, value in attributes.items() if isinstance(value, Parameter)}
 
-    def read(self, x: Any, features: int | None = None, name: str = "x") -> Array:
+    def read(self, x: Any, features: int | None = None) -> Array:
         """`x` as an engine array of shape (batch, `features`)."""
         array = self.engine.asarray(x)
         if array.ndim != 2 or 0 in array.shape or features not in (None, array.shape[1]):
             expected = "features" if features is None else features
-            raise ValueError(f"{self!r}: {name} must have shape (batch, {expected}), got {array.shape}")
+            raise ValueError(f"{self!r}: x must have shape (batch, {expected}), got {array.shape}")
+        return array
+
+    def read_gradient(self, dvalues: Any, shape: tuple[int, ...] | None = None) -> Array:
+        """`dvalues` as an engine array of a shape, by default that of `output`."""
+        array, shape = self.engine.asarray(dvalues), shape or self.output.shape
+        if array.shape != shape:
+            raise ValueError(f"{self!r}: dvalues must have shape {shape}, as the output, got {array.shape}")
         return array
 
     def forget(self) -> None:
@@ -218,7 +225,7 @@ class Dense(Layer):
         return self.output
 
     def backward(self, dvalues: Array) -> Array:
-        dvalues = self.read(dvalues, self.n_neurons, "dvalues")
+        dvalues = self.read_gradient(dvalues, (self.inputs.shape[0], self.n_neurons))
         self.dweights, self.dbiases = self.engine.dense_param_grads(self.inputs, dvalues)
         self.dinputs = self.engine.dense_input_grad(dvalues, self.weights)
         return self.dinputs
@@ -265,7 +272,7 @@ class ReLU(Layer):
         return self.output
 
     def backward(self, dvalues: Array) -> Array:
-        self.dinputs = self.engine.relu_backward(dvalues, self.output)
+        self.dinputs = self.engine.relu_backward(self.read_gradient(dvalues), self.output)
         return self.dinputs
 
 
@@ -289,7 +296,7 @@ class Softmax(Layer):
         return self.output
 
     def backward(self, dvalues: Array) -> Array:
-        self.dinputs = self.engine.softmax_backward(dvalues, self.output)
+        self.dinputs = self.engine.softmax_backward(self.read_gradient(dvalues), self.output)
         return self.dinputs
 
     def jacobian(self) -> Array:
@@ -357,8 +364,12 @@ class Dropout(Layer):
         return self.output
 
     def backward(self, dvalues: Array) -> Array:
+        dvalues = self.read_gradient(dvalues)
         self.dinputs = self.engine.dropout_backward(dvalues, self.mask) if self.training else dvalues
         return self.dinputs
 
     def config(self) -> dict[str, Any]:
         return {"rate": self.rate}
+
+    def _stored(self) -> Iterable[str]:
+        return *super()._stored(), "mask"

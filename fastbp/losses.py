@@ -67,9 +67,9 @@ class Loss(Part):
             raise AttributeError(f"{self!r} has no gradient yet: call forward(outputs, y) first")
         return self.dinputs
 
-    def targets(self, y: Any, rows: int, width: int, name: str = "y") -> Array:
+    def targets(self, y: Any, rows: int, width: int, name: str = "y", dtype: Any = np.float64) -> Array:
         """Check `y` against outputs of shape (rows, width), and turn it into what `gradient` takes."""
-        return (as_labels if self.classifies else as_values)(y, rows, width, name)
+        return as_labels(y, rows, width, name) if self.classifies else as_values(y, rows, width, name, dtype)
 
     def probabilities(self, outputs: Array) -> Array:
         """Class probabilities from the last layer's output."""

@@ -167,6 +167,10 @@ class Sequential:
         loss, optimizer = _needed("loss", self.loss), _needed("optimizer", self.optimizer)
         epochs, batch_size = as_count(epochs, "epochs"), as_count(batch_size, "batch_size")
         X, y = self._checked(X, y)
+        if validation_data is not None and not (
+            isinstance(validation_data, tuple | list) and len(validation_data) == 2
+        ):
+            raise ValueError(f"validation_data must be a pair (X, y), got {type(validation_data).__name__}")
         held_out = None if validation_data is None else self._checked(*validation_data, "validation_data: ")
         progress = Progress(epochs, verbose)
         order = np.arange(len(X))
@@ -238,7 +242,7 @@ class Sequential:
 
     def forward(self, X: Any) -> Array:
         """The last layer's output in a training pass; each layer keeps its own `output` to look at."""
-        outputs = self.engine.asarray(as_features(X, self._features), self.dtype)
+        outputs = self.engine.asarray(as_features(X, self._features, dtype=self.dtype), self.dtype)
         for layer in self.layers:
             outputs = layer.forward(outputs)
         return outputs
@@ -390,15 +394,15 @@ class Sequential:
 
     def _checked(self, X: Any, y: Any, prefix: str = "") -> tuple[Array, Array]:
         """X and y as the tapes take them, or an error that names what does not fit."""
-        X = as_features(X, self._features, f"{prefix}X")
+        X = as_features(X, self._features, f"{prefix}X", self.dtype)
         width = X.shape[1]
         for layer in self.layers:
             width = layer.width(width)
-        return X, _needed("loss", self.loss).targets(y, len(X), width, f"{prefix}y")
+        return X, _needed("loss", self.loss).targets(y, len(X), width, f"{prefix}y", self.dtype)
 
     def _outputs(self, X: Any) -> Array:
         """The last layer's output for all rows of X, as a NumPy array."""
-        X = as_features(X, self._features)
+        X = as_features(X, self._features, dtype=self.dtype)
         outputs = []
         with limited_threads(self.threads), np.errstate(over="ignore"):
             for start in range(0, len(X), PREDICT_ROWS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -135,6 +136,8 @@ class Adam(Optimizer):
 
     def __init__(self, lr: float = 0.001, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
         super().__init__(lr)
+        if not isinstance(betas, Sequence) or len(betas) != 2:
+            raise TypeError(f"betas must be two numbers, got {betas!r}")
         self.betas = (_number("betas[0]", betas[0], below=1), _number("betas[1]", betas[1], below=1))
         self.eps = _number("eps", eps)
         self.steps = np.zeros(1)
@@ -151,6 +154,6 @@ def _number(name: str, value: Any, below: float = np.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not 0 <= value < below:
-        limit = f" and below {below}" if below < np.inf else ""
-        raise ValueError(f"{name} must be at least 0{limit}, got {value}")
+        limit = f"below {below}" if below < np.inf else "finite"
+        raise ValueError(f"{name} must be at least 0 and {limit}, got {value}")
     return float(value)

@@ -80,7 +80,8 @@ def signature(part: Part) -> tuple[Any, ...]:
 
     A recording keeps those arrays alive, so their identity is never used again while it may be looked up.
     """
-    fields = tuple((k, v) for k, v in part.__dict__.items() if isinstance(v, bool | int | float | str | tuple | None))
+    settings = bool, int, float, str, tuple, list, np.generic, type(None)
+    fields = tuple((name, repr(value)) for name, value in part.__dict__.items() if isinstance(value, settings))
     return type(part), id(part), fields, tuple(id(part.__dict__[name]) for name in part.arrays())
 
 

@@ -79,6 +79,10 @@ class Engine(OpCaller):
         """A user's table where a replay can read it: here just where it is, at any stride."""
         return x
 
+    def owns(self, x: Any) -> bool:
+        """Whether `x` is an array of this engine's kind."""
+        return isinstance(x, np.ndarray)
+
     def asnumpy(self, x: Array) -> Array:
         return np.asarray(x)
 
@@ -138,32 +142,33 @@ class Engine(OpCaller):
         arrays: list[Array] = []
         floats: np.dtype[Any] | None = None
         for arg, value in zip(op.inputs, arguments, strict=True):
-            array = value if arg.inplace or arg.kind == "a" else self.asarray(value)
-            if arg.kind == "f" and floats is None:
-                floats = array.dtype if array.dtype in (np.float32, np.float64) else np.dtype(np.float64)
+            array = value if arg.inplace else real_array(value) if arg.kind == "a" else self.asarray(value)
+            if arg.kind in "fa" and floats is None:
+                dtype = getattr(array, "dtype", None)
+                floats = dtype if dtype is not None and dtype in (np.float32, np.float64) else np.dtype(np.float64)
             dtype = arg.dtype(floats or np.dtype(np.float64))
             if arg.inplace:
-                self._check_memory(op, arg, array, dtype)
-            elif arg.kind == "a":
-                array = real_array(array)
+                self._check_written(op, arg, array, dtype)
             elif arg.kind == "i" and array.dtype.kind not in "iub":
                 raise DTypeError(f"{op.name}: {arg.name} must hold integers, got {array.dtype}")
-            elif array.dtype != dtype:
+            elif arg.kind != "a" and array.dtype != dtype:
                 array = self.asarray(array, dtype)
             arrays.append(array)
         return arrays, floats or np.dtype(np.float64)
 
-    def _check_memory(self, op: Op, arg: Arg, array: Array, dtype: np.dtype[Any]) -> None:
-        if getattr(array, "dtype", None) != dtype or not array.flags.c_contiguous:
-            got = getattr(array, "dtype", type(array).__name__)
-            raise DTypeError(
-                f"{op.name}: {arg.name} is written to, so it must be a C-contiguous {dtype} array, got {got}"
-            )
+    def _check_written(self, op: Op, arg: Arg, array: Any, dtype: np.dtype[Any]) -> None:
+        if not self.owns(array):
+            got = f"a {type(array).__name__}"
+        elif array.dtype != dtype or not array.flags.c_contiguous or not array.flags.writeable:
+            got = f"{array.dtype} with strides {array.strides}" + ("" if array.flags.writeable else ", read-only")
+        else:
+            return
+        raise DTypeError(f"{op.name}: {arg.name} must be a writeable C-contiguous {dtype} array, got {got}")
 
     def _check_out(
         self, op: Op, arg: Arg, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Sequence[Array]
     ) -> None:
-        self._check_memory(op, arg, array, dtype)
+        self._check_written(op, arg, array, dtype)
         if array.shape != shape:
             raise ValueError(f"{op.name}: out for {arg.name} must have shape {shape}, got {array.shape}")
         if any(np.may_share_memory(array, other) for other in inputs):
@@ -235,7 +240,10 @@ def real_array(x: Any, name: str = "x") -> Array:
     if isinstance(x, np.ma.MaskedArray):
         raise DTypeError(f"{name} is a masked array; fill or drop what is masked first")
     if not isinstance(x, np.ndarray):
-        x = np.from_dlpack(x) if hasattr(x, "__dlpack__") else np.asarray(x)
+        try:
+            x = np.from_dlpack(x) if hasattr(x, "__dlpack__") else np.asarray(x)
+        except (ValueError, TypeError, RuntimeError, BufferError) as error:
+            raise DTypeError(f"{name} must be an array of numbers, got {type(x).__name__}: {error}") from error
     if x.dtype.kind not in "fiub":
         raise DTypeError(f"{name} must hold real numbers, got dtype {x.dtype}")
     return np.asarray(x)

@@ -178,7 +178,7 @@ def mean_squared_error(y: Array, t: Array, total: Array, dy: Array) -> None:
     squares = 0.0
     for i in range(len(y)):
         error = y[i] - t[i]
-        squares += error * error
+        squares += np.float64(error) * error
         dy[i] = scale * error
     total[0] += squares
     total[1] += len(y)
@@ -202,12 +202,12 @@ def adam(p: Array, m: Array, v: Array, g: Array, lr: Array, betas: Array, eps: A
     # Kingma and Ba, 2015, algorithm 1
     real = p.dtype.type
     steps[0] += 1
-    beta1, beta2, tiny = real(betas[0]), real(betas[1]), real(eps[0])
+    new1, new2, tiny = real(1 - betas[0]), real(1 - betas[1]), real(eps[0])
     rate = real(lr[0] / (1 - betas[0] ** steps[0]))
     unbias = real((1 - betas[1] ** steps[0]) ** -0.5)
     for i in range(len(p)):
-        m[i] += (1 - beta1) * (g[i] - m[i])
-        v[i] += (1 - beta2) * (g[i] * g[i] - v[i])
+        m[i] += new1 * (g[i] - m[i])
+        v[i] += new2 * (g[i] * g[i] - v[i])
         p[i] -= rate * m[i] / (np.sqrt(v[i]) * unbias + tiny)
 
 

@@ -74,7 +74,7 @@ def relu_backward(dy: Array, y: Array, dx: Array, scratch: Array) -> None:
 
 def dropout_forward(x: Array, rate: Array, key: Array, y: Array, mask: Array, scratch: Array) -> None:
     # key = (two words of the seed, step, layer); a block of eight 32-bit numbers is Philox of (block, step, layer)
-    philox = np.random.Philox(key=key[:2], counter=[0, key[2], key[3], 0])
+    philox = np.random.Philox(key=key[:2], counter=np.array([0, key[2], key[3], 0], np.uint64))
     uniform = scratch.view(np.float32)[: x.size].reshape(x.shape)
     np.random.Generator(philox).random(out=uniform, dtype=np.float32)
     np.greater_equal(uniform, rate[0], out=mask, casting="unsafe")
@@ -133,9 +133,10 @@ def softmax_cross_entropy_backward(p: Array, t: Array, dz: Array) -> None:
     dz /= len(t)
 
 
-def mean_squared_error(y: Array, t: Array, total: Array, dy: Array) -> None:
+def mean_squared_error(y: Array, t: Array, total: Array, dy: Array, scratch: Array) -> None:
     np.subtract(y, t, out=dy)
-    total += np.vdot(dy, dy), dy.size
+    squares = scratch.view(np.float64)[: dy.size].reshape(dy.shape)
+    total += np.square(dy, out=squares, dtype=np.float64).sum(), dy.size
     dy *= 2 / dy.size
 
 
