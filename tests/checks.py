@@ -60,3 +60,44 @@ def assert_same_parameters(a, b, rtol=1e-9):
     assert a.keys() == b.keys()
     for name in a:
         np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=rtol, err_msg=name)
+
+
+class Bottleneck(fastbp.Layer):
+    """A layer of one's own, with parameters under names of its own: x @ down + down_shift, then @ up + up_shift."""
+
+    down, up = fastbp.Parameter(), fastbp.Parameter()
+    down_shift, up_shift = fastbp.Parameter(decay=False), fastbp.Parameter(decay=False)
+
+    def __init__(self, size, narrow, *, engine=None):
+        super().__init__(engine=engine)
+        self.features = self.size = size
+        self.narrow = narrow
+
+    def config(self):
+        return {"size": self.size, "narrow": self.narrow}
+
+    def shapes(self):
+        return {
+            "down": (self.size, self.narrow),
+            "up": (self.narrow, self.size),
+            "down_shift": (1, self.narrow),
+            "up_shift": (1, self.size),
+        }
+
+    def draw(self, rng, *, before_relu=True):
+        for name, shape in self.shapes().items():
+            if name not in self.__dict__:
+                setattr(self, name, rng.normal(0, 0.5, shape))
+
+    def forward(self, x):
+        self.inputs = self.read(x, self.size)
+        self.hidden = self.engine.dense_forward(self.inputs, self.down, self.down_shift)
+        self.output = self.engine.dense_forward(self.hidden, self.up, self.up_shift)
+        return self.output
+
+    def backward(self, dvalues):
+        self.dup, self.dup_shift = self.engine.dense_param_grads(self.hidden, dvalues)
+        dhidden = self.engine.dense_input_grad(dvalues, self.up)
+        self.ddown, self.ddown_shift = self.engine.dense_param_grads(self.inputs, dhidden)
+        self.dinputs = self.engine.dense_input_grad(dhidden, self.down)
+        return self.dinputs
