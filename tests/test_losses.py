@@ -123,7 +123,7 @@ def test_forward_is_a_float_and_backward_before_it_an_error(engine, name, rng):
         ([0, 1, 2], "y must hold labels from 0 to 1, got 2"),
         ([0, 1, -1], "y must hold labels from 0 to 1, got -1"),
         ([0, 1, 0.5], r"y must hold whole numbers, got 0\.5"),
-        ([0, 1, np.nan], r"y must hold finite numbers, got nan at \(2,\)"),
+        ([0, 1, np.nan], r"y must hold finite .*numbers, got nan at \(2,\)"),
         ([[0, 1], [1, 0], [1, 1]], "y of two dimensions must hold one-hot rows"),
         ([[0, 1], [1, 0], [0.5, 0.5]], "y of two dimensions must hold one-hot rows"),
         ([[0, 1], [1, 0], [np.nan, 1]], "y of two dimensions must hold one-hot rows"),
@@ -142,7 +142,7 @@ def test_bad_numbers(engine):
     loss = fastbp.MeanSquaredError(engine=engine)
     with pytest.raises(ValueError, match=r"y must have the shape of the outputs, \(3, 1\), got \(3,\); use y.reshape"):
         loss.forward(np.ones((3, 1)), np.ones(3))
-    with pytest.raises(ValueError, match=r"y must hold finite numbers, got inf at \(1, 0\)"):
+    with pytest.raises(ValueError, match=r"y must hold finite .*numbers, got inf at \(1, 0\)"):
         loss.forward(np.ones((2, 1)), [[0], [np.inf]])
 
 
