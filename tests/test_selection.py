@@ -1,0 +1,158 @@
+"""Which engine computes."""
+
+import contextvars
+import copy
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import fastbp
+
+from .conftest import ENGINES
+
+numba_too = pytest.mark.skipif("numba" not in ENGINES, reason="needs two engines")
+
+
+def chosen():
+    return fastbp.Dense(1, 1).engine.name
+
+
+@pytest.fixture
+def hide(monkeypatch):
+    """Make a module look as if it were not installed."""
+    find = importlib.util.find_spec
+
+    def hide(name):
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda module, *rest: None if module == name else find(module, *rest)
+        )
+        fastbp.selection._load.cache_clear()
+
+    yield hide
+    fastbp.selection._load.cache_clear()
+
+
+def test_numpy_is_the_last_resort(monkeypatch):
+    assert chosen() == fastbp.engine().name == "numpy"
+    monkeypatch.setenv("FASTBP_ENGINE", "")
+    assert chosen() == "numpy"
+
+
+@numba_too
+def test_the_order_of_choices(monkeypatch):
+    monkeypatch.setenv("FASTBP_ENGINE", "numba")
+    assert chosen() == "numba"
+    fastbp.set_default("numpy")
+    assert chosen() == "numpy"
+    with fastbp.use("numba") as engine:
+        assert chosen() == engine.name == "numba"
+        with fastbp.use("numpy"):
+            assert chosen() == "numpy"
+            assert fastbp.Dense(1, 1, engine="numba").engine.name == "numba"
+            assert fastbp.Sequential([fastbp.Dense(1, 1)], engine="numba").engine.name == "numba"
+        assert chosen() == "numba"
+    assert chosen() == "numpy"
+    fastbp.set_default(None)
+    assert chosen() == "numba"
+
+
+@numba_too
+def test_use_ends_with_an_error_too():
+    with pytest.raises(RuntimeError), fastbp.use("numba"):
+        raise RuntimeError
+    assert chosen() == "numpy"
+
+
+@numba_too
+def test_bound_when_built():
+    with fastbp.use("numba"):
+        layer, model = fastbp.Dense(1, 1), fastbp.Sequential([fastbp.ReLU()])
+    assert layer.engine.name == model.engine.name == "numba"
+
+
+@numba_too
+def test_use_is_of_its_thread_and_set_default_of_all():
+    seen = {}
+
+    def look(name):
+        seen[name] = chosen()
+
+    def in_thread(name):
+        thread = threading.Thread(target=contextvars.Context().run, args=(look, name))
+        thread.start()
+        thread.join()
+
+    with fastbp.use("numba"):
+        in_thread("used elsewhere")
+    fastbp.set_default("numba")
+    in_thread("default")
+    assert seen == {"used elsewhere": "numpy", "default": "numba"}
+
+
+def test_an_engine_itself_is_a_choice(engine):
+    assert fastbp.engine(engine) is engine
+    assert fastbp.Dense(1, 1, engine=engine).engine is engine
+    with fastbp.use(engine):
+        assert chosen() == engine.name
+    fastbp.set_default(engine)
+    assert chosen() == engine.name
+
+
+@pytest.mark.parametrize("name", ["torch", "NumPy", 7])
+def test_unknown_engines(name, monkeypatch):
+    match = rf"engine must be one of numpy, numba, cupy.*, got {name!r}"
+    for choose in (fastbp.engine, fastbp.set_default, lambda name: fastbp.use(name).__enter__()):
+        with pytest.raises(ValueError, match=match):
+            choose(name)
+    assert chosen() == "numpy"
+    monkeypatch.setenv("FASTBP_ENGINE", str(name))
+    with pytest.raises(ValueError, match="engine must be one of numpy, numba, cupy"):
+        fastbp.engine()
+
+
+@pytest.mark.parametrize("missing", ["numba", "scipy"])
+def test_an_engine_that_is_not_installed(hide, missing, monkeypatch):
+    hide(missing)
+    info = next(info for info in fastbp.engines() if info.name == "numba")
+    assert not info.available and missing in info.why_not and "pip install 'fastbp[numba]'" in info.why_not
+    match = rf"engine 'numba' is not available: {missing} missing; install it with: pip install 'fastbp\[numba\]'"
+    with pytest.raises(fastbp.EngineNotAvailable, match=match):
+        fastbp.Sequential([fastbp.Dense(1, 1)], engine="numba")
+    with pytest.raises(ValueError, match=match), fastbp.use("numba"):
+        pass
+    with pytest.raises(ImportError, match=match):
+        fastbp.set_default("numba")
+    monkeypatch.setenv("FASTBP_ENGINE", "numba")
+    with pytest.raises(fastbp.EngineNotAvailable, match=match):
+        fastbp.Dense(1, 1)
+
+
+def test_engines_are_listed(engine):
+    info = next(info for info in fastbp.engines() if info.name == engine.name)
+    assert info == (engine.name, True, engine.device, "")
+    assert fastbp.engines()[0].name == "numpy"
+
+
+def test_an_engine_is_made_once_and_pickles(engine):
+    assert fastbp.engine(engine.name) is engine
+    again = pickle.loads(pickle.dumps(engine))
+    assert again.name == engine.name
+    np.testing.assert_array_equal(again.relu_forward(-np.ones((1, 2))), [[0, 0]])
+    assert copy.deepcopy(engine) is engine
+    assert engine.name in repr(engine) and engine.device in repr(engine)
+
+
+def test_importing_loads_no_array_library_but_numpy():
+    code = "import sys, fastbp; print({'numba', 'cupy', 'llvmlite', 'scipy', 'pandas', 'torch'} & set(sys.modules))"
+    environment = {k: v for k, v in os.environ.items() if k != "FASTBP_ENGINE"}
+    for variables in ({}, {"FASTBP_ENGINE": "numba"}):
+        answer = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment | variables
+        )
+        assert answer.stdout.strip() == "set()"
