@@ -1,0 +1,254 @@
+"""Model files."""
+
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+
+import fastbp
+from fastbp.files import read_metadata
+
+from .checks import Bottleneck, small_data, small_model, state_of
+from .conftest import ENGINES
+
+pytest.importorskip("safetensors")
+X, Y = small_data()
+
+OPTIMIZERS = {
+    "sgd": lambda: fastbp.SGD(0.1),
+    "nesterov": lambda: fastbp.SGD(0.1, momentum=0.9, nesterov=True),
+    "adam": lambda: fastbp.Adam(0.01, betas=(0.8, 0.99), eps=1e-6),
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_loaded_model_goes_on_bit_for_bit(engine, dtype, optimizer, trained, path):
+    model = small_model(engine, dropout=0.3, optimizer=OPTIMIZERS[optimizer](), dtype=dtype)
+    if trained:
+        model.fit(X, Y, epochs=2, validation_data=(X, Y))
+    model.save(path)
+    loaded = fastbp.load(path, engine=engine)
+    assert state_of(loaded) == state_of(model) and repr(loaded) == repr(model)
+    assert loaded.dtype == dtype and loaded.engine is engine
+    np.testing.assert_array_equal(loaded.predict_proba(X), model.predict_proba(X))
+    for each in (loaded, model):
+        each.fit(X, Y, epochs=2, validation_data=(X, Y))
+    assert state_of(loaded) == state_of(model)
+
+
+def test_layers_added_later_start_alike(engine, path):
+    model = small_model(engine, seed=3)
+    model.save(path)
+    models = model, fastbp.load(path, engine=engine)
+    for each in models:
+        each.layers = (*each.layers, fastbp.Dropout(0.4), fastbp.Dense(3, 3))
+        each.fit(X, Y, epochs=1)
+    assert state_of(models[0]) == state_of(models[1])
+
+
+@pytest.mark.parametrize("other", ENGINES)
+def test_a_model_of_another_engine(engine, other, path):
+    model = small_model(engine).fit(X, Y, epochs=1)
+    model.save(path)
+    loaded = fastbp.load(path, engine=other)
+    assert loaded.engine.name == other and state_of(loaded) == state_of(model)
+    np.testing.assert_allclose(loaded.predict_proba(X), model.predict_proba(X), rtol=1e-12)
+
+
+def test_models_without_loss_or_optimizer(engine, path):
+    model = fastbp.Sequential([fastbp.Dense(4, 3), fastbp.Softmax()], engine=engine, seed=1)
+    model.save(path)
+    loaded = fastbp.load(path, engine=engine)
+    assert loaded.loss is None and loaded.optimizer is None
+    np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
+
+
+def test_parts_of_ones_own(engine, path):
+    class Doubled(fastbp.MeanSquaredError):
+        pass
+
+    model = fastbp.Sequential(
+        [fastbp.Dense(4, 6), Bottleneck(6, 2), fastbp.Dense(6, 1)],
+        loss=Doubled(), optimizer=fastbp.Adam(), engine=engine, seed=0,
+    ).fit(X, Y[:, None], epochs=1)  # fmt: skip
+    model.save(path)
+    custom = {"Bottleneck": Bottleneck, "Doubled": Doubled}
+    loaded = fastbp.load(path, engine=engine, custom=custom)
+    assert state_of(loaded) == state_of(model) and type(loaded.loss) is Doubled
+    assert state_of(loaded.fit(X, Y[:, None])) == state_of(model.fit(X, Y[:, None]))
+    with pytest.raises(ValueError, match="the file names 'Bottleneck', which fastbp does not have; pass custom="):
+        fastbp.load(path)
+
+
+def test_metadata(path):
+    small_model().save(path, {"classes": ["a", "b", "c"]})
+    assert read_metadata(path) == {"classes": ["a", "b", "c"]}
+    small_model().save(str(path))
+    assert read_metadata(str(path)) == {}
+
+
+def test_a_file_is_plain_safetensors(path):
+    from safetensors.numpy import load_file
+
+    model = small_model(dtype=np.float32)
+    model.save(path)
+    tensors = load_file(path)
+    np.testing.assert_array_equal(tensors["layers.0.weights"], model.layers[0].weights)
+    about = json.loads(header_of(path)["__metadata__"]["fastbp"])
+    assert about["format"] == 1 and about["layers"][0] == {"type": "Dense", "config": {"inputs": 4, "neurons": 8}}
+
+
+def header_of(path):
+    content = path.read_bytes()
+    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+
+
+def rewrite(path, about=None, **tensors):
+    """Write a file again with another description or other arrays; None leaves an array out."""
+    from safetensors.numpy import load_file, save_file
+
+    arrays = {name: array for name, array in (load_file(path) | tensors).items() if array is not None}
+    save_file(arrays, path, {"fastbp": json.dumps(about or json.loads(header_of(path)["__metadata__"]["fastbp"]))})
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 100, 0.5, 0.99])
+def test_a_cut_file(path, keep):
+    small_model().save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
+    with pytest.raises(ValueError, match=rf"{path.name} is not a model file"):
+        fastbp.load(path)
+
+
+@pytest.mark.parametrize("content", [b"\0" * 1000, b"\xff" * 1000, b"hello, world" * 50, b"PK\x03\x04" + b"0" * 99])
+def test_a_file_of_something_else(path, content):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{path.name} is not a model file"):
+        fastbp.load(path)
+
+
+def test_a_safetensors_file_of_something_else(path):
+    from safetensors.numpy import save_file
+
+    for metadata in (None, {"format": "pt"}, {"fastbp": "[]"}):
+        save_file({"x": np.zeros(3)}, path, metadata)
+        with pytest.raises(ValueError, match="is a safetensors file, but not one of fastbp"):
+            fastbp.load(path)
+    save_file({"x": np.zeros(3)}, path, {"fastbp": "{"})
+    with pytest.raises(ValueError, match="is not a model file"):
+        fastbp.load(path)
+
+
+def test_a_later_format(path):
+    small_model().save(path)
+    about = json.loads(header_of(path)["__metadata__"]["fastbp"])
+    rewrite(path, about | {"format": 2})
+    with pytest.raises(ValueError, match="has format 2; this version of fastbp reads format 1"):
+        fastbp.load(path)
+
+
+def replaced(about, *keys, value):
+    inner = about
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("layers",), None),
+        (("layers",), []),
+        (("layers", 0), {}),
+        (("layers", 0, "type"), "os.system"),
+        (("layers", 0, "type"), "Parameter"),
+        (("layers", 0, "type"), ["Dense"]),
+        (("layers", 0, "config"), {"inputs": 4}),
+        (("layers", 0, "config", "neurons"), 9),
+        (("layers", 0, "config", "neurons"), "8"),
+        (("layers", 2, "type"), "Layer"),
+        (("dtype",), "int8"),
+        (("dtype",), "quaternion"),
+        (("loss",), "SoftmaxCrossEntropy"),
+        (("optimizer", "type"), "Dense"),
+        (("optimizer", "config"), {"speed": 1}),
+        (("optimizer", "config", "lr"), "fast"),
+        (("history",), None),
+        (("history",), {"loss": ["low"]}),
+        (("history",), {"loss": 3}),
+        (("random",), None),
+        (("random", "seed"), "x"),
+        (("random", "seed"), -1),
+        (("random", "state"), {}),
+        (("random", "bit_generator"), "PCG64"),
+    ],
+    ids=str,
+)
+def test_a_description_that_is_wrong_is_a_value_error(path, keys, value):
+    small_model(dropout=0.5).save(path)
+    about = json.loads(header_of(path)["__metadata__"]["fastbp"])
+    replaced(about, *keys, value=value)
+    rewrite(path, about)
+    with pytest.raises(ValueError):
+        fastbp.load(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["layers.0.weights", "layers.3.biases", "layers.2.key", "optimizer.m", "optimizer.steps"]
+)
+@pytest.mark.parametrize("array", [None, np.zeros((7, 7), np.float32)], ids=["missing", "shape"])
+def test_arrays_that_are_wrong_are_a_value_error_by_name(path, name, array):
+    small_model(dropout=0.5, dtype=np.float32).save(path)
+    rewrite(path, **{name: array})
+    with pytest.raises(ValueError, match=name if array is None else r"must (be|have)"):
+        fastbp.load(path)
+
+
+def test_no_file(tmp_path):
+    for path in (tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"no model file at {path}"):
+            fastbp.load(path)
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_failed_save_leaves_the_old_file(path, function, monkeypatch):
+    small_model(seed=1).save(path)
+    before = path.read_bytes()
+
+    def fail(*arguments, **options):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(*((os, "fsync") if function == "fsync" else (type(path), "replace")), fail)
+    with pytest.raises(OSError, match="no space left"):
+        small_model(seed=2).save(path)
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_metadata_that_json_cannot_hold_leaves_the_old_file(path):
+    small_model(seed=1).save(path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        small_model(seed=2).save(path, {"when": object()})
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_has_the_usual_permissions(path):
+    small_model().save(path)
+    usual = path.parent / "usual"
+    usual.touch()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(usual.stat().st_mode)
+
+
+def test_saving_changes_nothing(engine, path):
+    model = small_model(engine, dropout=0.1).fit(X, Y, epochs=1)
+    before = state_of(model)
+    model.save(path)
+    assert state_of(model) == before
