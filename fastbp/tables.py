@@ -377,6 +377,9 @@ def _read_csv(path: Path, like: Encoder | None) -> Columns:
 def _read_npz(path: Path, target: str | None, like: Encoder | None) -> Columns:
     if not zipfile.is_zipfile(path):
         raise ValueError("it is no NPZ file")
+    texts = [x.name for x in like.features if isinstance(x, Category)] if like else []
+    if texts:
+        raise ValueError(f"the model takes texts, {_listed(texts)}, which X of an NPZ file does not have")
     with np.load(path, allow_pickle=False) as arrays:
         for name in ("X", target):
             if name is not None and name not in arrays:

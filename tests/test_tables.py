@@ -227,6 +227,12 @@ def test_npz(tmp_path):
     assert list(read_table(path, like=like)) == list("pqrs")
 
 
+def test_npz_has_no_texts_for_a_model_that_takes_them(tmp_path):
+    np.savez(tmp_path / "t.npz", X=np.ones((3, 1)))
+    with pytest.raises(ValueError, match="the model takes texts, 'c'"):
+        read_table(tmp_path / "t.npz", like=Encoder([Category("c", ["a", "b"])], Number("y", 0, 1)))
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
