@@ -39,6 +39,7 @@ NETWORKS = {
 }
 EPOCHS = 5
 LR = 0.01
+PAUSE = 0.2  # seconds in which the last contender's threads go to sleep: for a while they wait in a loop, on our cores
 Run = Callable[[int], list[np.ndarray]]
 
 
@@ -322,6 +323,7 @@ def measure(task: Task, contenders: list[str], repeats: int) -> dict[str, Any]:
     for _ in range(repeats):
         peaks.append(peak_gflops())
         for name, run in runs.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             run(EPOCHS)
             seconds[name].append(time.perf_counter() - start)

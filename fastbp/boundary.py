@@ -71,11 +71,11 @@ def _check_finite(array: Array, name: str, dtype: Any = np.float64) -> None:
     if array.dtype.kind != "f":
         return
     # in pieces, so that an array mapped from a file is never in memory whole
+    limit = np.finfo(dtype).max
     rows = max(1, _ELEMENTS_AT_A_TIME // max(1, array[:1].size))
     for start in range(0, len(array), rows):
         piece = array[start : start + rows]
-        bad = ~(np.abs(piece) <= np.finfo(dtype).max)
-        if bad.any():
-            where = tuple(int(i) for i in np.argwhere(bad)[0])
+        if not (piece.min() >= -limit and piece.max() <= limit):  # both are NaN where there is one
+            where = tuple(int(i) for i in np.argwhere(~(np.abs(piece) <= limit))[0])
             position = (start + where[0], *where[1:])
             raise ValueError(f"{name} must hold finite {np.dtype(dtype)} numbers, got {piece[where]} at {position}")

@@ -77,7 +77,7 @@ def load(
     about, tensors = _read(Path(path))
     try:
         return _rebuild(about, tensors, engine, custom or {})
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise ValueError(f"{path} is not a complete fastbp model: {error!r}") from error
 
 

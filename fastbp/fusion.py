@@ -3,9 +3,9 @@
 A rule reads ``op arguments -> outputs; op ... => fused op``. The names in it are memory: the same name, the same array.
 The fused call stands where the last of its parts stood. That is allowed only where it changes nothing else:
 
-- what the fused call no longer writes, nobody else reads;
+- what the fused call no longer writes, nobody reads;
 - what the earlier parts read or write, no call in between writes, nor reads what they write;
-- the fused call writes nothing that its parts did not write;
+- the fused call writes nothing that its parts did not write, and no output over one of its inputs;
 - the engine has the fused op.
 """
 
@@ -55,7 +55,11 @@ RULES = tuple(
         [
             "dense_forward x w b -> z; relu_forward z -> y => dense_relu_forward x w b -> y",
             "dense_input_grad dz w -> dy; relu_backward dy y -> dx => dense_relu_input_grad dz w y -> dx",
-            "dense_param_grads x dz -> dw db; sgd w dw lr; sgd b db lr => dense_sgd x dz w b lr",
+            "dense_relu_input_grad dz w y -> dx; dense_bias_grad dx -> db => dense_relu_grads dz w y -> dx db",
+            "dense_forward x w b -> z; softmax_cross_entropy z t total -> dz"
+            " => dense_softmax_cross_entropy x w b t total -> dz",
+            "dense_weight_grad x dz -> dw; sgd w dw lr => dense_weight_sgd x dz w lr",
+            "dense_bias_grad dz -> db; sgd b db lr => dense_bias_sgd dz b lr",
         ],
     )
 )
@@ -76,7 +80,7 @@ def fuse(
         What is read after a replay.
     """
     calls = list(calls)
-    if any(rule.fused.op is OPS["dense_sgd"] and engine.supports(rule.fused.op) for rule in rules):
+    if any(rule.fused.op is OPS["dense_weight_sgd"] and engine.supports(rule.fused.op) for rule in rules):
         calls = _split_sgd(calls, engine)
     for rule in rules:
         if engine.supports(rule.fused.op):
@@ -150,7 +154,8 @@ def _is_safe(calls: Sequence[Call], places: Sequence[int], fused: Call, engine: 
     others = [call for i, call in enumerate(calls) if i not in places]
     return (
         all(any(_same(memory, other, engine) for other in written) for memory in still)
-        and not _overlap(gone, [*kept, *(memory for call in others for memory in reads(call))], engine)
+        and not _overlap(gone, [*kept, *reads(fused), *(memory for call in others for memory in reads(call))], engine)
+        and not _overlap(fused.arguments[len(fused.op.inputs) :], reads(fused), engine)
         and not any(
             _overlap(writes(calls[i]), [*reads(calls[moved]), *writes(calls[moved])], engine)
             or _overlap(reads(calls[i]), writes(calls[moved]), engine)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Self, overload
 
 import numpy as np
@@ -157,14 +156,14 @@ class Layer(Part):
 
     def forget(self) -> None:
         """Drop what `forward` and `backward` stored."""
-        for name in self._stored():
+        for name in self.stored():
             self.__dict__.pop(name, None)
 
-    def _stored(self) -> Iterable[str]:
+    def stored(self) -> tuple[str, ...]:
         return "inputs", "output", "dinputs", *(f"d{name}" for name in self.parameters())
 
     def __getattr__(self, name: str) -> Any:
-        if name in self._stored():
+        if name in self.stored():
             method = "backward(dvalues)" if name.startswith("d") else "forward(x)"
             raise AttributeError(f"{self!r} has no {name}: call {method} to look")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -226,7 +225,8 @@ class Dense(Layer):
 
     def backward(self, dvalues: Array) -> Array:
         dvalues = self.read_gradient(dvalues, (self.inputs.shape[0], self.n_neurons))
-        self.dweights, self.dbiases = self.engine.dense_param_grads(self.inputs, dvalues)
+        self.dbiases = self.engine.dense_bias_grad(dvalues)
+        self.dweights = self.engine.dense_weight_grad(self.inputs, dvalues)
         self.dinputs = self.engine.dense_input_grad(dvalues, self.weights)
         return self.dinputs
 
@@ -371,5 +371,5 @@ class Dropout(Layer):
     def config(self) -> dict[str, Any]:
         return {"rate": self.rate}
 
-    def _stored(self) -> Iterable[str]:
-        return *super()._stored(), "mask"
+    def stored(self) -> tuple[str, ...]:
+        return *super().stored(), "mask"

@@ -71,6 +71,9 @@ class Loss(Part):
         """Check `y` against outputs of shape (rows, width), and turn it into what `gradient` takes."""
         return as_labels(y, rows, width, name) if self.classifies else as_values(y, rows, width, name, dtype)
 
+    def stored(self) -> tuple[str, ...]:
+        return "dinputs", "costs"
+
     def probabilities(self, outputs: Array) -> Array:
         """Class probabilities from the last layer's output."""
         raise ValueError(f"{self!r} is a loss for numbers: its model has no probabilities")

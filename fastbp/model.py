@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
@@ -94,15 +94,12 @@ class Sequential:
         seed: int | None = None,
         threads: int | None = None,
     ) -> None:
-        self.dtype = np.dtype(dtype)
-        if self.dtype not in (np.float32, np.float64):
-            raise ValueError(f"dtype must be float32 or float64, got {self.dtype}")
-        _check_kind("loss", loss, Loss)
+        self.dtype = _float_type(dtype)
         self.threads = None if threads is None else as_count(threads, "threads")
         self.engine = choose_engine(engine)
         self.loss = loss
         self.history: dict[str, list[float]] = {}
-        self._seeds = np.random.SeedSequence(seed)
+        self._seeds = np.random.SeedSequence(None if seed is None else as_count(seed, "seed", least=0))
         self._rng = np.random.Generator(np.random.Philox(self._seeds))
         self._layers: tuple[Layer, ...] = ()
         self._optimizer: Optimizer | None = None
@@ -115,6 +112,15 @@ class Sequential:
     @layers.setter
     def layers(self, layers: Sequence[Layer]) -> None:
         self._assemble(layers, self.optimizer)
+
+    @property
+    def loss(self) -> Loss | None:
+        return self._loss
+
+    @loss.setter
+    def loss(self, loss: Loss | None) -> None:
+        _check_kind("loss", loss, Loss)
+        self._loss = loss
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -327,6 +333,8 @@ class Sequential:
 
     def _assemble(self, layers: Sequence[Layer], optimizer: Optimizer | None) -> None:
         """Take layers and optimizer into this model, or raise before anything has changed."""
+        if not isinstance(layers, Iterable):
+            raise TypeError(f"layers must be a sequence of layers, got {layers!r}")
         layers = tuple(layers)
         _check_stack(layers)
         _check_kind("optimizer", optimizer, Optimizer)
@@ -439,6 +447,14 @@ def limited_threads(threads: int | None) -> contextlib.AbstractContextManager[An
         raise ImportError("threads= needs threadpoolctl: pip install threadpoolctl") from None
     limits: contextlib.AbstractContextManager[Any] = threadpool_limits(threads, user_api="blas")
     return limits
+
+
+def _float_type(dtype: Any) -> np.dtype[Any]:
+    name = getattr(dtype, "name", getattr(dtype, "__name__", dtype))
+    if name not in ("float32", "float64", "float"):
+        raise ValueError(f"dtype must be float32 or float64, got {name}")
+    known: np.dtype[Any] = np.dtype(name)
+    return known
 
 
 def _needed(name: str, part: P | None) -> P:

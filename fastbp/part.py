@@ -41,6 +41,10 @@ class Part:
         """Names of all attributes that hold engine memory which lives from call to call."""
         return self.state
 
+    def stored(self) -> tuple[str, ...]:
+        """Names of the attributes that calls leave behind to be looked at."""
+        return ()
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_owner"}
 

@@ -20,6 +20,7 @@ __all__ = ["Run", "record_forward", "record_training", "signature"]
 
 SLICE_SECONDS = 0.05  # how long one replay may keep Ctrl-C waiting
 SNAPSHOT_SECONDS = 1.0
+SMALL = 1 << 16  # bytes of a setting that are compared one by one
 
 P = TypeVar("P", bound=Part)
 
@@ -80,9 +81,18 @@ def signature(part: Part) -> tuple[Any, ...]:
 
     A recording keeps those arrays alive, so their identity is never used again while it may be looked up.
     """
-    settings = bool, int, float, str, tuple, list, np.generic, type(None)
-    fields = tuple((name, repr(value)) for name, value in part.__dict__.items() if isinstance(value, settings))
-    return type(part), id(part), fields, tuple(id(part.__dict__[name]) for name in part.arrays())
+    kept = {name: id(part.__dict__[name]) for name in part.arrays()}
+    settings = {k: _value(v) for k, v in part.__dict__.items() if k not in kept and k not in part.stored()}
+    return type(part), id(part), tuple(settings.items()), tuple(kept.items())
+
+
+def _value(setting: Any) -> Any:
+    """Something that equals another setting's where recordings would be the same."""
+    if isinstance(setting, np.ndarray) and setting.nbytes <= SMALL:
+        return setting.dtype.str, setting.shape, setting.tobytes()
+    if isinstance(setting, bool | int | float | str | tuple | list | dict | np.generic | None):
+        return repr(setting)
+    return id(setting)
 
 
 class Run:

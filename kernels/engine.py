@@ -217,14 +217,14 @@ def needs_scratch(kernel: Callable[..., None], op: Op) -> bool:
 
 
 def scratch_for(calls: Sequence[Call]) -> tuple[tuple[int], np.dtype[Any]]:
-    """Shape and dtype of the room that the kernels of a program share: twice the largest float argument, and some."""
+    """Shape and dtype of the room that the kernels of a program share: several times the largest float argument."""
     floats = [
         array
         for op, arguments in calls
         for arg, array in zip((*op.inputs, *op.outputs), arguments, strict=True)
         if arg.kind == "f" and not isinstance(array, str)
     ]
-    return (2 * max((a.size for a in floats), default=0) + 4096,), np.dtype(floats[0].dtype if floats else np.float64)
+    return (6 * max((a.size for a in floats), default=0) + 4096,), np.dtype(floats[0].dtype if floats else np.float64)
 
 
 def real_array(x: Any, name: str = "x") -> Array:

@@ -89,9 +89,8 @@ def compiled(name: str, layout: tuple[tuple[str, int, bool], ...]) -> int:
     array_types = [types.Array(numba.from_dtype(np.dtype(d)), n, "A" if strided else "C") for d, n, strided in layout]
     if not needs_scratch(kernel, OPS[name]):
         array_types.pop()  # the row ends with it all the same
-    # Numba's cache tells functions apart by their names, so each needs its own; it also goes stale only when the
-    # file that it believes to hold the function changes, so that must be the kernels' file, and this one's digest
-    # belongs to the name.
+    # Numba's cache tells functions apart by their names, so each needs its own; and it would not see a change in what
+    # a kernel calls from another file, so the digest of all of them belongs to the name.
     unique = "_".join([name, *(f"{d}{n}" for d, n, _ in layout), DIGEST])
     code = entry.__code__.replace(co_filename=kernel.__code__.co_filename, co_name=unique)
     names = {"kernel": numba.njit(**FLAGS)(kernel), "arrays_at": reader(array_types), "__name__": kernel.__module__}
@@ -105,7 +104,7 @@ def compiled(name: str, layout: tuple[tuple[str, int, bool], ...]) -> int:
 
 
 KEPT_ALIVE: list[Any] = []
-DIGEST = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
+DIGEST = f"{zlib.crc32(b''.join(path.read_bytes() for path in sorted(Path(__file__).parent.glob('numba_*.py')))):08x}"
 
 
 @functools.cache

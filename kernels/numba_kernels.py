@@ -1,7 +1,7 @@
-"""The ops as plain loops that Numba compiles; products go to BLAS through ``np.dot``.
+"""The ops as plain loops and calls of `product`, for Numba to compile.
 
 A function here is named as its op in `ops.OPS`; it takes the op's inputs, then its outputs, and writes the outputs.
-Everything that kernels share lives in this file, because Numba's disk cache watches the file of the kernel alone.
+`scratch` is room for what is in between: flat, of the float type, several times as long as any float argument.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
+from .numba_products import BLAS_FROM, VECTOR_BYTES, copy_row, narrow_product, product, same_bits
 from .ops import Array
 
 FAST: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}
@@ -26,9 +27,7 @@ def next_batch(order: Array, cursor: Array, rows: Array) -> None:
 
 def take(x: Array, rows: Array, xb: Array) -> None:
     for i in range(len(rows)):
-        row = rows[i]
-        for k in range(xb.shape[1]):
-            xb[i, k] = x[row, k]
+        copy_row(x, rows[i], xb, i)
 
 
 def take_labels(t: Array, rows: Array, tb: Array) -> None:
@@ -36,23 +35,33 @@ def take_labels(t: Array, rows: Array, tb: Array) -> None:
         tb[i] = t[rows[i]]
 
 
-def dense_forward(x: Array, w: Array, b: Array, z: Array) -> None:
-    np.dot(x, w, z)
-    for i in range(z.shape[0]):
-        for j in range(z.shape[1]):
-            z[i, j] += b[0, j]
+def dense_forward(x: Array, w: Array, b: Array, z: Array, scratch: Array) -> None:
+    if is_narrow(z) and is_small(x, w):
+        zt, _ = narrow_forward(x, w, b, scratch)
+        transpose(zt, z)
+    else:
+        product(x, w, z, bias=b)
 
 
-def dense_input_grad(dz: Array, w: Array, dx: Array) -> None:
-    np.dot(dz, w.T, dx)
+def dense_input_grad(dz: Array, w: Array, dx: Array, scratch: Array) -> None:
+    if is_small(dz, w.T):
+        wt, _ = transposed(w, scratch)
+        product(dz, wt, dx)
+    else:
+        product(dz, w.T, dx)
 
 
-def dense_param_grads(x: Array, dz: Array, dw: Array, db: Array) -> None:
-    np.dot(x.T, dz, dw)
-    db[:] = 0
-    for i in range(dz.shape[0]):
-        for j in range(dz.shape[1]):
-            db[0, j] += dz[i, j]
+def dense_weight_grad(x: Array, dz: Array, dw: Array, scratch: Array) -> None:
+    if is_narrow(dz):
+        dwt, _ = room(scratch, dz.shape[1], x.shape[1])
+        product(dz.T, x, dwt)
+        transpose(dwt, dw)
+    else:
+        product(x.T, dz, dw)
+
+
+def dense_bias_grad(dz: Array, db: Array) -> None:
+    product(None, dz, db)
 
 
 def relu_forward(x: Array, y: Array) -> None:
@@ -68,30 +77,51 @@ def relu_backward(dy: Array, y: Array, dx: Array) -> None:
 
 
 def dense_relu_forward(x: Array, w: Array, b: Array, y: Array) -> None:
-    np.dot(x, w, y)
-    for i in range(y.shape[0]):
-        for j in range(y.shape[1]):
-            z = y[i, j] + b[0, j]
-            y[i, j] = 0 if z <= 0 else z
+    product(x, w, y, bias=b, relu=True)
 
 
-def dense_relu_input_grad(dz: Array, w: Array, y: Array, dx: Array) -> None:
-    np.dot(dz, w.T, dx)
-    y, dx = y.ravel(), dx.ravel()
-    for i in range(len(y)):
-        dx[i] = 0 if y[i] <= 0 else dx[i]
+def dense_relu_input_grad(dz: Array, w: Array, y: Array, dx: Array, scratch: Array) -> None:
+    if is_small(dz, w.T):
+        wt, _ = transposed(w, scratch)
+        product(dz, wt, dx, mask=y)
+    else:
+        product(dz, w.T, dx, mask=y)
 
 
-def dense_sgd(x: Array, dz: Array, w: Array, b: Array, lr: Array, scratch: Array) -> None:
+def dense_relu_grads(dz: Array, w: Array, y: Array, dx: Array, db: Array, scratch: Array) -> None:
+    db[:] = 0
+    if is_small(dz, w.T):
+        wt, _ = transposed(w, scratch)
+        product(dz, wt, dx, mask=y, sums=db)
+    else:
+        product(dz, w.T, dx, mask=y, sums=db)
+
+
+def dense_weight_sgd(x: Array, dz: Array, w: Array, lr: Array, scratch: Array) -> None:
     rate = w.dtype.type(lr[0])
-    dw = scratch[: w.size].reshape(w.shape)
-    np.dot(x.T, dz, dw)
-    for k in range(w.shape[0]):
+    if is_narrow(dz):
+        dwt, _ = room(scratch, dz.shape[1], x.shape[1])
+        product(dz.T, x, dwt)
         for j in range(w.shape[1]):
-            w[k, j] -= rate * dw[k, j]
-    for i in range(dz.shape[0]):
-        for j in range(dz.shape[1]):
-            b[0, j] -= rate * dz[i, j]
+            for i in range(w.shape[0]):
+                w[i, j] -= rate * dwt[j, i]
+    else:
+        product(x.T, dz, w, rate=rate)
+
+
+def dense_bias_sgd(dz: Array, b: Array, lr: Array) -> None:
+    product(None, dz, b, rate=b.dtype.type(lr[0]))
+
+
+def dense_softmax_cross_entropy(
+    x: Array, w: Array, b: Array, t: Array, total: Array, dz: Array, scratch: Array
+) -> None:
+    if is_narrow(dz) and is_small(x, w):
+        zt, rest = narrow_forward(x, w, b, scratch)
+        cross_entropy_by_class(zt, t, total, dz, rest)
+    else:
+        product(x, w, dz, bias=b)
+        softmax_cross_entropy_of(dz, t, total, dz, scratch)
 
 
 def dropout_forward(x: Array, rate: Array, key: Array, y: Array, mask: Array) -> None:
@@ -153,15 +183,8 @@ def cross_entropy_backward(p: Array, t: Array, dp: Array) -> None:
         dp[i, t[i]] = -1 / ((tiny if target < tiny else target) * len(t))
 
 
-def softmax_cross_entropy(z: Array, t: Array, total: Array, dz: Array) -> None:
-    for i in range(len(t)):
-        row = dz[i]
-        total_exp = exp_shifted(z[i], row)
-        # the target's share before normalising: log(sum) - shifted logit, without keeping the shifted logits
-        total[0] += np.log(total_exp) - (z[i, t[i]] - largest(z[i]))
-        divide(row, total_exp * len(t))
-        row[t[i]] -= 1 / len(t)
-    total[1] += len(t)
+def softmax_cross_entropy(z: Array, t: Array, total: Array, dz: Array, scratch: Array) -> None:
+    softmax_cross_entropy_of(z, t, total, dz, scratch)
 
 
 def softmax_cross_entropy_backward(p: Array, t: Array, dz: Array) -> None:
@@ -212,6 +235,99 @@ def adam(p: Array, m: Array, v: Array, g: Array, lr: Array, betas: Array, eps: A
 
 
 @njit(**FAST)
+def is_narrow(x: Array) -> Any:
+    """Whether x has so many rows and so few columns that vectors should not run along its columns."""
+    lanes = VECTOR_BYTES // x.itemsize
+    return x.shape[1] < lanes <= x.shape[0]
+
+
+@njit(**FAST)
+def is_small(a: Array, b: Array) -> Any:
+    """Whether the product of a and b is one for tiles, not for BLAS."""
+    return a.shape[0] * a.shape[1] * b.shape[1] < BLAS_FROM
+
+
+@njit(**FAST)
+def room(scratch: Array, rows: int, columns: int) -> Any:
+    """A matrix at the start of the scratch, and what is left behind it, both on a boundary of 256 bytes."""
+    used = (rows * columns + 63) // 64 * 64
+    return scratch[: rows * columns].reshape(rows, columns), scratch[used:]
+
+
+@njit(**FAST)
+def transpose(a: Array, at: Array) -> None:
+    for j in range(at.shape[0]):
+        for i in range(at.shape[1]):
+            at[j, i] = a[i, j]
+
+
+@njit(**FAST)
+def transposed(a: Array, scratch: Array) -> Any:
+    """The transposed matrix, in scratch, and what is left of that."""
+    at, rest = room(scratch, a.shape[1], a.shape[0])
+    transpose(a, at)
+    return at, rest
+
+
+@njit(**FAST)
+def narrow_forward(x: Array, w: Array, b: Array, scratch: Array) -> Any:
+    """The output of a layer with few neurons, transposed, in scratch, and what is left of that."""
+    wt, rest = transposed(w, scratch)
+    zt, rest = room(rest, w.shape[1], x.shape[0])
+    narrow_product(x, wt, b, zt)
+    return zt, rest
+
+
+@njit(**FAST)
+def softmax_cross_entropy_of(z: Array, t: Array, total: Array, dz: Array, scratch: Array) -> None:
+    """z and dz may be the same."""
+    if is_narrow(z):
+        zt, rest = transposed(z, scratch)
+        cross_entropy_by_class(zt, t, total, dz, rest)
+        return
+    for i in range(len(t)):
+        row = dz[i]
+        target = z[i, t[i]] - largest(z[i])
+        sum_exp = exp_shifted(z[i], row)
+        total[0] += np.log(sum_exp) - target
+        divide(row, sum_exp * len(t))
+        row[t[i]] -= 1 / len(t)
+    total[1] += len(t)
+
+
+@njit(**FAST)
+def cross_entropy_by_class(zt: Array, t: Array, total: Array, dz: Array, scratch: Array) -> None:
+    """Softmax cross-entropy of logits that lie class by class, so that vectors run along the batch; overwrites them."""
+    classes, batch = zt.shape
+    real = zt.dtype.type
+    rows, _ = room(scratch, 3, batch)
+    top, target, sum_exp = rows[0], rows[1], rows[2]
+    for i in range(batch):
+        top[i] = zt[0, i]
+        sum_exp[i] = 0
+    for c in range(1, classes):
+        for i in range(batch):
+            top[i] = max(top[i], zt[c, i])
+    for i in range(batch):
+        target[i] = zt[t[i], i] - top[i]
+    for c in range(classes):
+        for i in range(batch):
+            zt[c, i] = exp(zt[c, i] - top[i])
+            sum_exp[i] += zt[c, i]
+    loss = 0.0
+    for i in range(batch):
+        loss += log(sum_exp[i]) - target[i]
+        sum_exp[i] = real(1) / (sum_exp[i] * real(batch))
+    for c in range(classes):
+        for i in range(batch):
+            dz[i, c] = zt[c, i] * sum_exp[i]
+    for i in range(batch):
+        dz[i, t[i]] -= real(1) / real(batch)
+    total[0] += loss
+    total[1] += batch
+
+
+@njit(**FAST)
 def largest(x: Array) -> Any:
     best = x[0]
     for i in range(len(x)):
@@ -236,60 +352,67 @@ def divide(x: Array, by: Any) -> None:
         x[i] *= factor
 
 
-# The exponential below is a polynomial, because a loop that calls the C library's does not vectorise. It multiplies
-# 2^k, put together from bits, by a polynomial (Chebyshev fit on |r| <= ln 2 / 2) of the rest r = x - k ln 2; ln 2 is
-# split in two so that k times its first part is exact. Sums must keep their order here, hence the fewer flags.
-EXACT: dict[str, Any] = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
-
-
 def exp(x: Any) -> Any:
-    raise NotImplementedError("compiled only")
+    """e**x for x <= 0, without a call, so that loops over it become vector code."""
+    return np.exp(x)
 
 
-@overload(exp, jit_options=EXACT)
-def exp_of(x: Any) -> Any:
-    return exp32 if x.bitwidth == 32 else exp64
+def log(x: Any) -> Any:
+    """The natural logarithm of x >= 1, without a call."""
+    return np.log(x)
 
 
-def exp32(x: Any) -> Any:
-    f = np.float32
-    k = np.rint(x * f(1.4426950408889634))
-    r = x - k * f(0.693359375) - k * f(-2.12194440e-4)
-    y = f(0.00139411084339726746)
-    y = y * r + f(0.00837512639815333568)
-    y = y * r + f(0.0416663528967751568)
-    y = y * r + f(0.166664155146532754)
-    y = y * r + f(0.500000004711775767)
-    y = y * r + f(1.00000003771621384)
-    y = y * r + f(1)
-    inside = abs(x) < f(87)
-    power = (np.int32(k if inside else f(0)) + np.int32(127)) << np.int32(23)
-    y *= np.int32(power).view(np.float32)
-    return y if inside else f(0) if x < 0 else f(np.inf) if x > 0 else x
+def number_format(real: Any) -> Any:
+    """(float type, integer type, bits of the mantissa, offset of the exponent, terms that e**x and log x take)"""
+    return (np.float32, np.int32, 23, 127, 7, 5) if real == types.float32 else (np.float64, np.int64, 52, 1023, 13, 11)
 
 
-def exp64(x: Any) -> Any:
-    k = np.rint(x * 1.4426950408889634)
-    r = x - k * 0.693147180369123816490 - k * 1.90821492927058770002e-10
-    y = 2.51100376059637777e-8
-    y = y * r + 2.76326396390410297e-7
-    y = y * r + 2.75572409185789698e-6
-    y = y * r + 0.0000248014854823284924
-    y = y * r + 0.000198412698900471137
-    y = y * r + 0.00138888889523147747
-    y = y * r + 0.00833333333331960061
-    y = y * r + 0.0416666666664880955
-    y = y * r + 0.166666666666666808
-    y = y * r + 0.500000000000001839
-    y = y * r + 1.0
-    y = y * r + 0.999999999999999997
-    inside = abs(x) < 708
-    power = (np.int64(k if inside else 0.0) + 1023) << 52
-    y *= np.int64(power).view(np.float64)
-    return y if inside else 0.0 if x < 0 else np.inf if x > 0 else x
+@overload(exp)
+def exp_overload(x: Any) -> Any:
+    real, whole, bits, offset, terms, _ = number_format(x)
+    factorial = np.cumprod([1.0, *range(1, terms + 1)])
+    series = tuple(real(1 / f) for f in factorial[::-1])
+    per_ln2, shift = real(1 / np.log(2)), real(1.5 * 2**bits)
+    ln2_high = real(np.float32(355 / 512))  # few bits, so that n * ln2_high is exact
+    ln2_low, lowest = real(-2.1219444005469058e-4), real(-np.log(2) * (offset - 1.5))
+    shift_whole, offset = shift.view(whole), whole(offset)
+    bits, zero = whole(bits), real(0)
+
+    def exp(x: Any) -> Any:
+        # e**x = 2**n * e**rest with |rest| <= ln(2) / 2. Adding `shift` rounds to a whole number, in the low bits.
+        n = whole(same_bits(x * per_ln2 + shift) - shift_whole)
+        rest = x - real(n) * ln2_high - real(n) * ln2_low
+        y = zero
+        for term in series:
+            y = y * rest + term
+        y *= same_bits(whole((n + offset) << bits))
+        return y if not x < lowest else zero
+
+    return exp
 
 
-@njit(**EXACT)
+@overload(log)
+def log_overload(x: Any) -> Any:
+    real, whole, bits, _, _, terms = number_format(x)
+    series = tuple(real(2 / (2 * n + 1)) for n in reversed(range(terms)))
+    ln2, root, zero, one, infinity = real(np.log(2)), real(np.sqrt(0.5)), real(0), real(1), real(np.inf)
+    root_whole, fraction, bits = root.view(whole), whole(2**bits - 1), whole(bits)
+
+    def log(x: Any) -> Any:
+        # log(2**n * m) = n * ln2 + 2 * artanh((m - 1) / (m + 1)), with m from sqrt(1/2) to sqrt(2)
+        above = whole(same_bits(x) - root_whole)
+        n = whole(above >> bits)
+        m = same_bits(whole((above & fraction) + root_whole))
+        s = (m - one) / (m + one)
+        y = zero
+        for term in series:
+            y = y * (s * s) + term
+        return y * s + real(n) * ln2 if x < infinity else x
+
+    return log
+
+
+@njit(**FAST)
 def philox(key: Array, block: Any) -> Any:
     """Four random words of Philox4x64-10 (Salmon et al., 2011), as ``np.random.Philox`` gives them."""
     c0, c1, c2, c3 = block, key[2], key[3], np.uint64(0)

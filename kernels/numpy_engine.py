@@ -1,7 +1,7 @@
 """The reference engine: the shortest correct NumPy for each op.
 
 A function here is named as its op in `ops.OPS`; it takes the op's inputs, then its outputs, and writes the outputs.
-`scratch` is room for what is in between: flat, of the float type, at least twice as long as any float argument.
+`scratch` is room for what is in between: flat, of the float type, several times as long as any float argument.
 """
 
 from __future__ import annotations
@@ -57,8 +57,11 @@ def dense_input_grad(dz: Array, w: Array, dx: Array) -> None:
     np.matmul(dz, w.T, out=dx)
 
 
-def dense_param_grads(x: Array, dz: Array, dw: Array, db: Array) -> None:
+def dense_weight_grad(x: Array, dz: Array, dw: Array) -> None:
     np.matmul(x.T, dz, out=dw)
+
+
+def dense_bias_grad(dz: Array, db: Array) -> None:
     np.sum(dz, axis=0, keepdims=True, out=db)
 
 
@@ -150,12 +153,24 @@ def dense_relu_input_grad(dz: Array, w: Array, y: Array, dx: Array, scratch: Arr
     relu_backward(dx, y, dx, scratch)
 
 
-def dense_sgd(x: Array, dz: Array, w: Array, b: Array, lr: Array, scratch: Array) -> None:
-    rate = w.dtype.type(lr[0])
+def dense_relu_grads(dz: Array, w: Array, y: Array, dx: Array, db: Array, scratch: Array) -> None:
+    dense_relu_input_grad(dz, w, y, dx, scratch)
+    dense_bias_grad(dx, db)
+
+
+def dense_weight_sgd(x: Array, dz: Array, w: Array, lr: Array, scratch: Array) -> None:
     dw = np.matmul(x.T, dz, out=scratch[: w.size].reshape(w.shape))
-    dw *= rate
+    dw *= w.dtype.type(lr[0])
     w -= dw
-    b -= rate * dz.sum(axis=0)
+
+
+def dense_bias_sgd(dz: Array, b: Array, lr: Array) -> None:
+    b -= dz.sum(axis=0) * b.dtype.type(lr[0])
+
+
+def dense_softmax_cross_entropy(x: Array, w: Array, b: Array, t: Array, total: Array, dz: Array) -> None:
+    dense_forward(x, w, b, dz)
+    softmax_cross_entropy(dz, t, total, dz)
 
 
 def sgd(p: Array, g: Array, lr: Array, scratch: Array) -> None:

@@ -187,7 +187,8 @@ OPS: dict[str, Op] = {
         # layers
         Op("dense_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> z:f[B,N]", _product),
         Op("dense_input_grad", "dz:f[B,N] w:f[K,N] -> dx:f[B,K]", _product),
-        Op("dense_param_grads", "x:f[B,K] dz:f[B,N] -> dw:f[K,N] db:f[1,N]", _product),
+        Op("dense_weight_grad", "x:f[B,K] dz:f[B,N] -> dw:f[K,N]", _product),
+        Op("dense_bias_grad", "dz:f[B,N] -> db:f[1,N]", _per_element(1)),
         Op("relu_forward", "x:f[B,N] -> y:f[B,N]", _per_element(1)),
         Op("relu_backward", "dy:f[B,N] y:f[B,N] -> dx:f[B,N]", _per_element(1), {"y": _rectified}),
         Op(
@@ -209,7 +210,15 @@ OPS: dict[str, Op] = {
         # two or three of the above in one; `fusion.RULES` says which
         Op("dense_relu_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> y:f[B,N]", _product),
         Op("dense_relu_input_grad", "dz:f[B,N] w:f[K,N] y:f[B,K] -> dx:f[B,K]", _product),
-        Op("dense_sgd", "x:f[B,K] dz:f[B,N] w!:f[K,N] b!:f[1,N] lr:s[1] ->", _product, {"lr": _fraction}),
+        Op("dense_relu_grads", "dz:f[B,N] w:f[K,N] y:f[B,K] -> dx:f[B,K] db:f[1,K]", _product),
+        Op("dense_weight_sgd", "x:f[B,K] dz:f[B,N] w!:f[K,N] lr:s[1] ->", _product, {"lr": _fraction}),
+        Op("dense_bias_sgd", "dz:f[B,N] b!:f[1,N] lr:s[1] ->", _per_element(1), {"lr": _fraction}),
+        Op(
+            "dense_softmax_cross_entropy",
+            "x:f[B,K] w:f[K,N] b:f[1,N] t:i[B] total!:s[2] -> dz:f[B,N]",
+            _product,
+            _CLASSIFIED,
+        ),
         # optimizers, over all parameters at once
         Op("sgd", "p!:f[P] g:f[P] lr:s[1] ->", _per_element(2), {"lr": _fraction}),
         Op(
