@@ -79,6 +79,14 @@ def softmax(z):
     return e / e.sum(1, keepdims=True)
 
 
+def product(a, b):
+    return (a[:, :, None] * b).sum(1)  # no BLAS
+
+
+def relu_input_grad(dz, w, y):
+    return (np.where(y <= 0, 0, product(dz, w.T)),)
+
+
 def one_hot(t, p):
     return np.eye(p.shape[1])[t]
 
@@ -117,9 +125,10 @@ FORMULA = {
     "next_batch": lambda order, cursor, rows: (cursor + len(rows), order[cursor[0] : cursor[0] + len(rows)]),
     "take": lambda x, rows: (x[rows],),
     "take_labels": lambda t, rows: (t[rows],),
-    "dense_forward": lambda x, w, b: ((x[:, :, None] * w).sum(1) + b,),
-    "dense_input_grad": lambda dz, w: ((dz[:, None, :] * w).sum(2),),
-    "dense_param_grads": lambda x, dz: ((x[:, :, None] * dz[:, None, :]).sum(0), dz.sum(0)[None]),
+    "dense_forward": lambda x, w, b: (product(x, w) + b,),
+    "dense_input_grad": lambda dz, w: (product(dz, w.T),),
+    "dense_weight_grad": lambda x, dz: (product(x.T, dz),),
+    "dense_bias_grad": lambda dz: (dz.sum(0)[None],),
     "relu_forward": lambda x: (np.where(x <= 0, 0, x),),
     "relu_backward": lambda dy, y: (np.where(y <= 0, 0, dy),),
     "dropout_forward": masked,
@@ -132,9 +141,12 @@ FORMULA = {
     "softmax_cross_entropy": softmax_cross_entropy,
     "softmax_cross_entropy_backward": lambda p, t: ((p - one_hot(t, p)) / len(t),),
     "mean_squared_error": lambda y, t, total: (total + np.array([((y - t) ** 2).sum(), y.size]), 2 * (y - t) / y.size),
-    "dense_relu_forward": lambda x, w, b: (np.maximum((x[:, :, None] * w).sum(1) + b, 0),),
-    "dense_relu_input_grad": lambda dz, w, y: (np.where(y <= 0, 0, (dz[:, None, :] * w).sum(2)),),
-    "dense_sgd": lambda x, dz, w, b, lr: (w - lr * (x[:, :, None] * dz[:, None, :]).sum(0), b - lr * dz.sum(0)),
+    "dense_relu_forward": lambda x, w, b: (np.maximum(product(x, w) + b, 0),),
+    "dense_relu_input_grad": relu_input_grad,
+    "dense_relu_grads": lambda dz, w, y: (relu_input_grad(dz, w, y)[0], relu_input_grad(dz, w, y)[0].sum(0)[None]),
+    "dense_weight_sgd": lambda x, dz, w, lr: (w - lr * product(x.T, dz),),
+    "dense_bias_sgd": lambda dz, b, lr: (b - lr * dz.sum(0),),
+    "dense_softmax_cross_entropy": lambda x, w, b, *targets: softmax_cross_entropy(product(x, w) + b, *targets),
     "sgd": lambda p, g, lr: (p - lr * g,),
     "sgd_momentum": momentum,
     "adam": adam,
@@ -193,6 +205,41 @@ def test_every_op_has_a_formula_here_and_a_kernel(engine):
 @each_size
 def test_values(engine, op, sizes, dtype, rng):
     compare(engine, op, draw(op, sizes, dtype, rng), dtype)
+
+
+each_product = each([op for op in OPS.values() if op.name.startswith("dense")])
+
+
+def guarded(engine, array):
+    """A copy of an array between two stretches of 7s, off the boundaries of vectors, and those stretches."""
+    memory = engine.empty((array.size + 250,), array.dtype)
+    memory[...] = 7
+    copy = memory[125:-125].reshape(array.shape)
+    copy[...] = array
+    return copy, (memory[:125], memory[-125:])
+
+
+@each_product
+def test_products_of_any_size_stay_in_their_memory(engine, op, dtype, rng):
+    """Kernels compute in tiles of some rows and columns; these sizes leave all kinds of rests."""
+    for n in range(1, 70):
+        sizes = {"B": int(rng.integers(1, 30)), "K": int(rng.integers(1, 40)), "N": n}
+        sizes = dict(zip("BKN", rng.permutation(list(sizes.values())).tolist(), strict=True))
+        arguments = draw(op, sizes, dtype, rng)
+        outputs = [np.full(op.shape(arg, sizes), np.nan, dtype) for arg in op.outputs]
+        memory = [guarded(engine, array) for array in (*arguments, *outputs)]
+        arrays = [array for array, _ in memory]
+        given, out = arrays[: len(arguments)], tuple(arrays[len(arguments) :])
+        getattr(engine, op.name)(*given, out=out or None)
+        assert all((engine.asnumpy(edge) == 7).all() for _, edges in memory for edge in edges), sizes
+        written = [*(a for arg, a in zip(op.inputs, given, strict=True) if arg.inplace), *out]
+        for actual, expected in zip(written, expected_of(op, arguments), strict=True):
+            assert_close(engine.asnumpy(actual), expected, op.rtol[dtype.itemsize])
+
+
+@each_product
+def test_large_products(engine, op, dtype, rng):
+    compare(engine, op, draw(op, {"B": 259, "K": 260, "N": 131}, dtype, rng), dtype)
 
 
 @each_op
