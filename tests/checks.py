@@ -96,8 +96,10 @@ class Bottleneck(fastbp.Layer):
         return self.output
 
     def backward(self, dvalues):
-        self.dup, self.dup_shift = self.engine.dense_param_grads(self.hidden, dvalues)
+        self.dup = self.engine.dense_weight_grad(self.hidden, dvalues)
+        self.dup_shift = self.engine.dense_bias_grad(dvalues)
         dhidden = self.engine.dense_input_grad(dvalues, self.up)
-        self.ddown, self.ddown_shift = self.engine.dense_param_grads(self.inputs, dhidden)
+        self.ddown = self.engine.dense_weight_grad(self.inputs, dhidden)
+        self.ddown_shift = self.engine.dense_bias_grad(dhidden)
         self.dinputs = self.engine.dense_input_grad(dhidden, self.down)
         return self.dinputs
