@@ -49,13 +49,12 @@ def as_labels(y: Any, rows: int, classes: int, name: str = "y") -> Array:
             f"got {array.shape}"
         )
     _check_finite(array, name)
-    fractional = array != np.floor(array) if array.dtype.kind == "f" else np.zeros(rows, bool)
-    if fractional.any():
+    if array.dtype.kind == "f" and (fractional := array != np.floor(array)).any():
         raise ValueError(f"{name} must hold whole numbers, got {array[fractional][0]}")
-    outside = (array < 0) | (array >= classes)
-    if outside.any():
-        raise ValueError(f"{name} must hold labels from 0 to {classes - 1}, got {array[outside][0]}")
-    return array.astype(np.int64)
+    for extreme in (array.min(), array.max()):
+        if not 0 <= extreme < classes:
+            raise ValueError(f"{name} must hold labels from 0 to {classes - 1}, got {extreme}")
+    return array.astype(np.int64, copy=False)
 
 
 def as_count(value: Any, name: str, least: int = 1) -> int:

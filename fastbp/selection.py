@@ -42,8 +42,8 @@ _KNOWN = {
         ".kernels.numba_engine:NumbaEngine", ("numba", "scipy"), "cpu", "install it with: pip install 'fastbp[numba]'"
     ),
     "cupy": _Entry(
-        ".kernels.cupy_engine:CupyEngine", ("cupy", f"{__package__}.kernels.cupy_engine"), "cuda",
-        "this version of fastbp does not have it yet; on a CPU: pip install 'fastbp[numba]'",
+        ".kernels.cupy_engine:CupyEngine", (f"{__package__}.kernels.cupy_engine",), "cuda",
+        "this version of fastbp does not have it yet; fast on a CPU is pip install 'fastbp[numba]'",
     ),
 }  # fmt: skip
 
