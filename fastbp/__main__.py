@@ -5,29 +5,26 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import importlib.metadata
 import itertools
-import json
 import math
 import os
-import platform
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
+from .encoding import Category, Encoder, Split, prepare
 from .files import load, read_metadata
+from .info import print_info
 from .layers import Dense, Layer, ReLU
 from .losses import MeanSquaredError, SoftmaxCrossEntropy
 from .model import Sequential
 from .optim import Adam
 from .selection import engine as choose_engine
-from .selection import engines
-from .tables import Category, Encoder, Split, load_table, need, prepare, read_table
+from .tables import load_table, need, read_table
 from .version import __version__
 
 __all__ = ["main"]
@@ -129,7 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
     predict.set_defaults(run=run_predict)
 
     info = commands.add_parser("info", help="versions, engines, cores and BLAS of this machine")
-    info.set_defaults(run=run_info)
+    info.set_defaults(run=lambda _: print_info())
     return parser
 
 
@@ -233,66 +230,6 @@ def run_predict(options: argparse.Namespace) -> None:
     with to_file or contextlib.nullcontext(sys.stdout) as file:
         csv.writer(file, lineterminator="\n").writerows([header, *lines])
         file.flush()
-
-
-def run_info(_: argparse.Namespace) -> None:
-    """``fastbp info``"""
-    owners = importlib.metadata.packages_distributions()
-    print(f"fastbp   {__version__}")
-    print(f"python   {platform.python_version()}, {platform.platform()}")
-    for module in ("numpy", "numba", "scipy", "cupy"):
-        print(f"{module:8} {importlib.metadata.version(owners[module][0]) if module in owners else 'not installed'}")
-    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    print(f"cores    {os.cpu_count()}, of which this process may use {usable}")
-    print("engines")
-    for entry in engines():
-        print(f"  {entry.name:8} {entry.device:5} {'available' if entry.available else entry.why_not}")
-    print("BLAS")
-    libraries = blas_libraries(os.environ)
-    for library in libraries:
-        print(
-            f"  {library['name']:8} {library['architecture']}, {library['num_threads']} threads, {library['filepath']}"
-        )
-    if not libraries:
-        print("  unknown; to see it: pip install 'fastbp[cli]'")
-    for line in pins(libraries):
-        print(f"warning: {line}")
-
-
-def blas_libraries(environment: Mapping[str, str]) -> list[dict[str, Any]]:
-    """What threadpoolctl finds in a fresh process: OpenBLAS reads its variables only when it is loaded."""
-    code = """if True:
-        import contextlib, json, numpy, threadpoolctl
-        with contextlib.suppress(ImportError):
-            import scipy.linalg
-        print(json.dumps([x for x in threadpoolctl.threadpool_info() if x["user_api"] == "blas"]))"""
-    done = subprocess.run([sys.executable, "-c", code], env=dict(environment), capture_output=True, text=True)
-    libraries = json.loads(done.stdout) if done.returncode == 0 else []
-    return [{"architecture": "?", **x, "name": f"{x['internal_api']} {x['version']}"} for x in libraries]
-
-
-def pins(libraries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Warnings about variables that make OpenBLAS slower than this processor is, with the remedy."""
-    lines = []
-    if core := os.environ.get("OPENBLAS_CORETYPE"):
-        free = blas_libraries({name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"})
-        natural = {x["filepath"]: x["architecture"] for x in free}
-        pairs = {(x["architecture"], natural.get(x["filepath"], x["architecture"])) for x in libraries}
-        lines += [
-            f"OPENBLAS_CORETYPE={core} makes OpenBLAS use its code for {pinned}, where this processor gets {better}; "
-            "the remedy: unset OPENBLAS_CORETYPE"
-            for pinned, better in sorted(pairs)
-            if pinned != better
-        ]
-    if size := os.environ.get("OPENBLAS_L2_SIZE"):
-        file = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")  # Linux says there, for example, 1024K
-        actual = file.read_text().strip().removesuffix("K") if file.is_file() else ""
-        if not (actual.isdecimal() and size.isdecimal() and int(size) >= int(actual)):
-            lines.append(
-                f"OPENBLAS_L2_SIZE={size} makes OpenBLAS cut its blocks for a cache of {size} KiB; "
-                f"this processor has {f'{actual} KiB' if actual else 'its own'}; the remedy: unset OPENBLAS_L2_SIZE"
-            )
-    return lines
 
 
 def note(line: str) -> None:

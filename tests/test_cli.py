@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 import fastbp
-from fastbp.__main__ import main, pins
+from fastbp.__main__ import main
 from fastbp.files import read_metadata
+from fastbp.info import pins
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def test_regression_comes_back_in_its_own_units(tmp_path, capsys):
 def test_r2_and_error_are_those_of_scikit_learn(tmp_path, capsys):
     from sklearn.metrics import mean_squared_error, r2_score
 
-    from fastbp.tables import split_rows
+    from fastbp.encoding import split_rows
 
     X = np.random.default_rng(1).standard_normal((100, 2))
     y = X[:, 0] ** 2 + 10
@@ -209,7 +210,7 @@ def test_info_warns_of_a_pinned_blas(monkeypatch):
     def libraries(environment):
         return [{"architecture": answers["OPENBLAS_CORETYPE" in environment], "filepath": "libopenblas.so"}]
 
-    monkeypatch.setattr("fastbp.__main__.blas_libraries", libraries)
+    monkeypatch.setattr("fastbp.info.blas_libraries", libraries)
     (line,) = pins(libraries({"OPENBLAS_CORETYPE": "Prescott"}))
     assert "Prescott" in line and "SkylakeX" in line and line.endswith("the remedy: unset OPENBLAS_CORETYPE")
     answers[False] = "Prescott"

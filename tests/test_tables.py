@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastbp.tables import Category, Encoder, Number, choose_task, load_table, prepare, read_table, split_rows
+from fastbp.encoding import Category, Encoder, Number, choose_task, prepare, split_rows
+from fastbp.tables import load_table, read_table
 
 
 def texts(*values):
