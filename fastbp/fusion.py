@@ -1,10 +1,11 @@
 """Rewriting a recording: neighbouring calls become one call of a fused op.
 
 A rule reads ``op arguments -> outputs; op ... => fused op``. The names in it are memory: the same name, the same array.
-The fused call stands where the last of its parts stood. That is allowed only where it changes nothing else:
+The fused call stands where the last of its parts stood, or else where the first stood. That is allowed only where it
+changes nothing else:
 
 - what the fused call no longer writes, nobody reads;
-- what the earlier parts read or write, no call in between writes, nor reads what they write;
+- what the moved parts read or write, no call in between writes, nor reads what they write;
 - the fused call writes nothing that its parts did not write, and no output over one of its inputs;
 - the engine has the fused op.
 """
@@ -58,6 +59,8 @@ RULES = tuple(
             "dense_relu_input_grad dz w y -> dx; dense_bias_grad dx -> db => dense_relu_grads dz w y -> dx db",
             "dense_forward x w b -> z; softmax_cross_entropy z t total -> dz"
             " => dense_softmax_cross_entropy x w b t total -> dz",
+            "dense_softmax_cross_entropy x w b t total -> dz; dense_relu_grads dz w x -> dx db"
+            " => classifier_grads x w b t total -> dz dx db",
             "dense_weight_grad x dz -> dw; sgd w dw lr => dense_weight_sgd x dz w lr",
             "dense_bias_grad dz -> db; sgd b db lr => dense_bias_sgd dz b lr",
         ],
@@ -116,10 +119,10 @@ def _flat_sgd(call: Call) -> Call:
 def _first_fused(calls: list[Call], rule: Rule, engine: Engine, kept: Sequence[Array]) -> list[Call] | None:
     for places, memory in _matches(calls, rule.parts, engine):
         fused = Call(rule.fused.op, tuple(memory[name] for name in rule.fused.names))
-        if _is_safe(calls, places, fused, engine, kept):
-            calls = calls.copy()
-            calls[places[-1]] = fused
-            return [call for i, call in enumerate(calls) if i not in places[:-1]]
+        for place in (places[-1], places[0]):
+            if _is_safe(calls, places, place, fused, engine, kept):
+                parts = set(places) - {place}
+                return [fused if i == place else call for i, call in enumerate(calls) if i not in parts]
     return None
 
 
@@ -147,7 +150,10 @@ def _matches(
                 yield [i, *places], complete
 
 
-def _is_safe(calls: Sequence[Call], places: Sequence[int], fused: Call, engine: Engine, kept: Sequence[Array]) -> bool:
+def _is_safe(
+    calls: Sequence[Call], places: Sequence[int], place: int, fused: Call, engine: Engine, kept: Sequence[Array]
+) -> bool:
+    """Whether the calls at `places` may become `fused` at `place`."""
     written = [memory for i in places for memory in writes(calls[i])]
     still = writes(fused)
     gone = [memory for memory in written if not any(_same(memory, other, engine) for other in still)]
@@ -159,8 +165,8 @@ def _is_safe(calls: Sequence[Call], places: Sequence[int], fused: Call, engine: 
         and not any(
             _overlap(writes(calls[i]), [*reads(calls[moved]), *writes(calls[moved])], engine)
             or _overlap(reads(calls[i]), writes(calls[moved]), engine)
-            for moved in places[:-1]
-            for i in range(moved + 1, places[-1])
+            for moved in places
+            for i in range(min(moved, place) + 1, max(moved, place))
             if i not in places
         )
     )

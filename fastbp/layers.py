@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Self, overload
 
 import numpy as np
@@ -134,6 +135,7 @@ class Layer(Part):
         return *self.parameters(), *self.state
 
     @classmethod
+    @functools.cache
     def parameters(cls) -> dict[str, Parameter]:
         """The declared parameters by name."""
         attributes = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}

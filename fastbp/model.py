@@ -6,7 +6,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -441,12 +441,18 @@ def limited_threads(threads: int | None) -> contextlib.AbstractContextManager[An
     """Hold BLAS to `threads` threads, for a ``with`` block."""
     if threads is None:
         return contextlib.nullcontext()
+    limits: contextlib.AbstractContextManager[Any] = _libraries().limit(limits=threads, user_api="blas")
+    return limits
+
+
+@cache
+def _libraries() -> Any:
+    """The loaded libraries that have threads; finding them takes longer than a small fit."""
     try:
-        from threadpoolctl import threadpool_limits
+        from threadpoolctl import ThreadpoolController
     except ImportError:
         raise ImportError("threads= needs threadpoolctl: pip install threadpoolctl") from None
-    limits: contextlib.AbstractContextManager[Any] = threadpool_limits(threads, user_api="blas")
-    return limits
+    return ThreadpoolController()
 
 
 def _float_type(dtype: Any) -> np.dtype[Any]:

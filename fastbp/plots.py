@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .encoding import Category, Number, Split
 from .kernels.ops import Array
-from .tables import Category, Number, Split, need
+from .tables import need
 
 if TYPE_CHECKING:
     from .model import Sequential

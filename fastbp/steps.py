@@ -82,7 +82,8 @@ def signature(part: Part) -> tuple[Any, ...]:
     A recording keeps those arrays alive, so their identity is never used again while it may be looked up.
     """
     kept = {name: id(part.__dict__[name]) for name in part.arrays()}
-    settings = {k: _value(v) for k, v in part.__dict__.items() if k not in kept and k not in part.stored()}
+    stored = part.stored()
+    settings = {k: _value(v) for k, v in part.__dict__.items() if k not in kept and k not in stored}
     return type(part), id(part), tuple(settings.items()), tuple(kept.items())
 
 

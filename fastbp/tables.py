@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from .data import spiral_data
-from .encoding import Category, Columns, Encoder, Number, Split, listed
+from .encoding import Category, Columns, Encoder, listed
 from .kernels.engine import real_array
 from .kernels.ops import Array
 
-__all__ = ["Category", "Number", "Split", "load_table", "need", "read_table"]  # plots.py imports the classes here
+__all__ = ["load_table", "need", "read_table"]
 
 _BOOLS = {"False", "True", None}
 

@@ -136,7 +136,7 @@ class Recorder(OpCaller):
         return Tape(self.engine, calls, self.memory)
 
     def _new(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Handle:
-        memory = self.engine.empty(shape, dtype)
+        memory = self.engine.buffer(shape, dtype)
         if dtype.kind == "f":
             memory[...] = np.nan  # what is read before it is written shows
         return self._keep(Handle(shape, dtype, memory))

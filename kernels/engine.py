@@ -95,6 +95,10 @@ class Engine(OpCaller):
         array: Array = block[start : start + size].view(dtype).reshape(shape)
         return array
 
+    def buffer(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Memory for what passes between two calls of a recording, at the strides that this engine likes."""
+        return self.empty(shape, dtype)
+
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
         array = self.empty(shape, dtype)
         array[...] = 0
@@ -108,8 +112,9 @@ class Engine(OpCaller):
         return CallByCall(self, calls)
 
     def span(self, array: Array) -> tuple[int, int]:
-        """The first address of a C-contiguous array of this engine, and the one behind its last."""
-        return array.ctypes.data, array.ctypes.data + array.nbytes
+        """The first address of an array of this engine, and the one behind its last."""
+        bounds: tuple[int, int] = np.lib.array_utils.byte_bounds(array)
+        return bounds
 
     def supports(self, op: Op) -> bool:
         """Whether this engine has a kernel for `op`."""

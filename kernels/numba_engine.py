@@ -24,6 +24,7 @@ from numba.np import arrayobj
 
 from . import numba_kernels
 from .engine import Call, Engine, Program, needs_scratch, scratch_for
+from .numba_products import VECTOR_BYTES
 from .ops import OPS, Array, Op
 
 __all__ = ["NumbaEngine"]
@@ -41,6 +42,13 @@ class NumbaEngine(Engine):
 
     def supports(self, op: Op) -> bool:
         return hasattr(numba_kernels, op.name)
+
+    def buffer(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """A matrix whose rows each begin on a boundary of vectors."""
+        if len(shape) != 2 or shape[1] * np.dtype(dtype).itemsize < VECTOR_BYTES:
+            return self.empty(shape, dtype)
+        step = VECTOR_BYTES // np.dtype(dtype).itemsize
+        return self.empty((shape[0], -(-shape[1] // step) * step), dtype)[:, : shape[1]]
 
     def program(self, calls: Sequence[Call]) -> Program:
         return Table(calls, self.empty(*scratch_for(calls)))
@@ -79,19 +87,18 @@ def describe(arrays: Sequence[Array]) -> list[int]:
 
 def address_of(op: Op, arguments: Sequence[Array]) -> int:
     """The address of the C function for `op` on arrays of these types, scratch last; compiled, or from the cache."""
-    strided = [*(arg.kind == "a" for arg in (*op.inputs, *op.outputs)), False]
-    return compiled(op.name, tuple((a.dtype.str[1:], a.ndim, s) for a, s in zip(arguments, strided, strict=True)))
+    return compiled(op.name, tuple((a.dtype.str[1:], a.ndim, "C" if a.flags.c_contiguous else "A") for a in arguments))
 
 
 @functools.cache
-def compiled(name: str, layout: tuple[tuple[str, int, bool], ...]) -> int:
+def compiled(name: str, kinds: tuple[tuple[str, int, str], ...]) -> int:
     kernel = getattr(numba_kernels, name)
-    array_types = [types.Array(numba.from_dtype(np.dtype(d)), n, "A" if strided else "C") for d, n, strided in layout]
+    array_types = [types.Array(numba.from_dtype(np.dtype(d)), ndim, layout) for d, ndim, layout in kinds]
     if not needs_scratch(kernel, OPS[name]):
         array_types.pop()  # the row ends with it all the same
     # Numba's cache tells functions apart by their names, so each needs its own; and it would not see a change in what
     # a kernel calls from another file, so the digest of all of them belongs to the name.
-    unique = "_".join([name, *(f"{d}{n}" for d, n, _ in layout), DIGEST])
+    unique = "_".join([name, *(f"{d}{ndim}{layout}" for d, ndim, layout in kinds), DIGEST])
     code = entry.__code__.replace(co_filename=kernel.__code__.co_filename, co_name=unique)
     names = {"kernel": numba.njit(**FLAGS)(kernel), "arrays_at": reader(array_types), "__name__": kernel.__module__}
     function = FunctionType(code, names, unique)

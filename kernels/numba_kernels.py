@@ -65,15 +65,15 @@ def dense_bias_grad(dz: Array, db: Array) -> None:
 
 
 def relu_forward(x: Array, y: Array) -> None:
-    x, y = x.ravel(), y.ravel()
-    for i in range(len(x)):
-        y[i] = 0 if x[i] <= 0 else x[i]  # the comparison lets NaN through
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            y[i, j] = 0 if x[i, j] <= 0 else x[i, j]  # the comparison lets NaN through
 
 
 def relu_backward(dy: Array, y: Array, dx: Array) -> None:
-    dy, y, dx = dy.ravel(), y.ravel(), dx.ravel()
-    for i in range(len(y)):
-        dx[i] = 0 if y[i] <= 0 else dy[i]
+    for i in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            dx[i, j] = 0 if y[i, j] <= 0 else dy[i, j]
 
 
 def dense_relu_forward(x: Array, w: Array, b: Array, y: Array) -> None:
@@ -124,23 +124,44 @@ def dense_softmax_cross_entropy(
         softmax_cross_entropy_of(dz, t, total, dz, scratch)
 
 
+def classifier_grads(
+    x: Array, w: Array, b: Array, t: Array, total: Array, dz: Array, dx: Array, db: Array, scratch: Array
+) -> None:
+    db[:] = 0
+    if not is_small(x, w):
+        product(x, w, dz, bias=b)
+        softmax_cross_entropy_of(dz, t, total, dz, scratch)
+        product(dz, w.T, dx, mask=x, sums=db)
+        return
+    wt, rest = transposed(w, scratch)
+    if is_narrow(dz):
+        zt, rest = room(rest, w.shape[1], x.shape[0])
+        narrow_product(x, wt, b, zt)
+        cross_entropy_by_class(zt, t, total, dz, rest)
+    else:
+        product(x, w, dz, bias=b)
+        softmax_cross_entropy_of(dz, t, total, dz, rest)
+    product(dz, wt, dx, mask=x, sums=db)
+
+
 def dropout_forward(x: Array, rate: Array, key: Array, y: Array, mask: Array) -> None:
-    x, y, mask = x.ravel(), y.ravel(), mask.ravel()
+    columns = x.shape[1]
     scale = 1 / (1 - rate[0]) if rate[0] < 1 else 0.0
-    for start in range(0, len(x), 8):
+    for start in range(0, x.size, 8):
         block = philox(key, np.uint64(start // 8 + 1))
-        for i in range(start, min(start + 8, len(x))):
-            half = block[(i - start) // 2] >> np.uint64(32 * (i % 2))
+        for k in range(start, min(start + 8, x.size)):
+            i, j = k // columns, k % columns
+            half = block[(k - start) // 2] >> np.uint64(32 * (k % 2))
             uniform = np.uint32(half) >> np.uint32(8)
-            mask[i] = scale if uniform * 2.0**-24 >= rate[0] else 0
-            y[i] = x[i] * mask[i]
+            mask[i, j] = scale if uniform * 2.0**-24 >= rate[0] else 0
+            y[i, j] = x[i, j] * mask[i, j]
     key[2] += np.uint64(1)
 
 
 def dropout_backward(dy: Array, mask: Array, dx: Array) -> None:
-    dy, mask, dx = dy.ravel(), mask.ravel(), dx.ravel()
-    for i in range(len(dy)):
-        dx[i] = dy[i] * mask[i]
+    for i in range(dy.shape[0]):
+        for j in range(dy.shape[1]):
+            dx[i, j] = dy[i, j] * mask[i, j]
 
 
 def softmax_forward(z: Array, p: Array) -> None:
@@ -196,15 +217,15 @@ def softmax_cross_entropy_backward(p: Array, t: Array, dz: Array) -> None:
 
 
 def mean_squared_error(y: Array, t: Array, total: Array, dy: Array) -> None:
-    y, t, dy = y.ravel(), t.ravel(), dy.ravel()
-    scale = y.dtype.type(2 / len(y))
+    scale = y.dtype.type(2 / y.size)
     squares = 0.0
-    for i in range(len(y)):
-        error = y[i] - t[i]
-        squares += np.float64(error) * error
-        dy[i] = scale * error
+    for i in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            error = y[i, j] - t[i, j]
+            squares += np.float64(error) * error
+            dy[i, j] = scale * error
     total[0] += squares
-    total[1] += len(y)
+    total[1] += y.size
 
 
 def sgd(p: Array, g: Array, lr: Array) -> None:

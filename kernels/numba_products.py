@@ -108,9 +108,12 @@ def blas(v: Any, operands: Any, alpha: Any, beta: Any) -> Any:
         # BLAS counts columns first, so it sees each array transposed: one stored by rows needs no transposition.
         array = make_array(ty)(v.context, v.builder, value)
         shape, strides = (cgutils.unpack_tuple(v.builder, x, 2) for x in (array.shape, array.strides))
-        order, stride = ("t", strides[1]) if ty.layout == "F" else ("n", strides[0])
-        step = v.builder.sdiv(stride, v.index(v.size))
-        return *shape, ir.Constant(BYTES.pointee, ord(order)), v.builder.bitcast(array.data, BYTES), step
+        by_rows = v.builder.icmp_signed("==", strides[1], v.index(v.size))
+        if ty.layout != "A":
+            by_rows = ir.Constant(by_rows.type, ty.layout == "C")
+        order = v.builder.select(by_rows, *(ir.Constant(BYTES.pointee, ord(letter)) for letter in "nt"))
+        step = v.builder.sdiv(v.builder.select(by_rows, *strides), v.index(v.size))
+        return *shape, order, v.builder.bitcast(array.data, BYTES), step
 
     (m, k, a_order, *a), (_, n, b_order, *b), (*_, c_data, c_step) = (operand(*x) for x in operands)
     alpha, beta = (v.builder.bitcast(cgutils.alloca_once_value(v.builder, x), BYTES) for x in (alpha, beta))

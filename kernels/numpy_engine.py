@@ -173,6 +173,13 @@ def dense_softmax_cross_entropy(x: Array, w: Array, b: Array, t: Array, total: A
     softmax_cross_entropy(dz, t, total, dz)
 
 
+def classifier_grads(
+    x: Array, w: Array, b: Array, t: Array, total: Array, dz: Array, dx: Array, db: Array, scratch: Array
+) -> None:
+    dense_softmax_cross_entropy(x, w, b, t, total, dz)
+    dense_relu_grads(dz, w, x, dx, db, scratch)
+
+
 def sgd(p: Array, g: Array, lr: Array, scratch: Array) -> None:
     p -= np.multiply(g, p.dtype.type(lr[0]), out=scratch[: len(g)])
 

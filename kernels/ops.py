@@ -219,6 +219,13 @@ OPS: dict[str, Op] = {
             _product,
             _CLASSIFIED,
         ),
+        # from a ReLU's output through the last layer and the loss back to the gradient in front of that ReLU
+        Op(
+            "classifier_grads",
+            "x:f[B,K] w:f[K,N] b:f[1,N] t:i[B] total!:s[2] -> dz:f[B,N] dx:f[B,K] db:f[1,K]",
+            lambda d: 2 * _product(d),
+            _CLASSIFIED | {"x": _rectified},
+        ),
         # optimizers, over all parameters at once
         Op("sgd", "p!:f[P] g:f[P] lr:s[1] ->", _per_element(2), {"lr": _fraction}),
         Op(
