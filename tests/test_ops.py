@@ -43,6 +43,7 @@ DRAW = {
     "rows": whole("M"),
     "t": whole("N"),
     "take_labels.t": whole(7),
+    "classifier_grads.x": lambda rng, shape, sizes: np.maximum(rng.standard_normal(shape), 0),
     "mean_squared_error.t": normal,
     "mean_squared_error.y": normal,
     "order": lambda rng, shape, sizes: rng.permutation(shape[0]),
@@ -120,6 +121,12 @@ def softmax_cross_entropy(z, t, total):
     return total + np.array([costs.sum(), len(t)]), (softmax(z) - one_hot(t, z)) / len(t)
 
 
+def classifier_grads(x, w, b, t, total):
+    total, dz = softmax_cross_entropy(product(x, w) + b, t, total)
+    (dx,) = relu_input_grad(dz, w, x)
+    return total, dz, dx, dx.sum(0)[None]
+
+
 # what is updated in place, then the outputs
 FORMULA = {
     "next_batch": lambda order, cursor, rows: (cursor + len(rows), order[cursor[0] : cursor[0] + len(rows)]),
@@ -147,6 +154,7 @@ FORMULA = {
     "dense_weight_sgd": lambda x, dz, w, lr: (w - lr * product(x.T, dz),),
     "dense_bias_sgd": lambda dz, b, lr: (b - lr * dz.sum(0),),
     "dense_softmax_cross_entropy": lambda x, w, b, *targets: softmax_cross_entropy(product(x, w) + b, *targets),
+    "classifier_grads": classifier_grads,
     "sgd": lambda p, g, lr: (p - lr * g,),
     "sgd_momentum": momentum,
     "adam": adam,
@@ -207,7 +215,7 @@ def test_values(engine, op, sizes, dtype, rng):
     compare(engine, op, draw(op, sizes, dtype, rng), dtype)
 
 
-each_product = each([op for op in OPS.values() if op.name.startswith("dense")])
+each_product = each([op for op in OPS.values() if op.name.startswith(("dense", "classifier"))])
 
 
 def guarded(engine, array):
