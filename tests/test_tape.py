@@ -316,7 +316,7 @@ class Scaled(fastbp.Layer):
         return self.engine.dropout_backward(dvalues, self.mask)
 
 
-@pytest.mark.parametrize("kind", [float, np.float32, np.float64, lambda x: [x], lambda x: (x,)])
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64, lambda x: [x], lambda x: (x,), np.array])
 def test_any_kind_of_setting_counts(engine, kind):
     X, y = small_data()
     layers, loss = [fastbp.Dense(4, 3), Scaled()], fastbp.SoftmaxCrossEntropy()
