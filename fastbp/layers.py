@@ -161,8 +161,10 @@ class Layer(Part):
         for name in self.stored():
             self.__dict__.pop(name, None)
 
-    def stored(self) -> tuple[str, ...]:
-        return "inputs", "output", "dinputs", *(f"d{name}" for name in self.parameters())
+    @classmethod
+    @functools.cache
+    def stored(cls) -> tuple[str, ...]:
+        return "inputs", "output", "dinputs", *(f"d{name}" for name in cls.parameters())
 
     def __getattr__(self, name: str) -> Any:
         if name in self.stored():
@@ -373,5 +375,7 @@ class Dropout(Layer):
     def config(self) -> dict[str, Any]:
         return {"rate": self.rate}
 
-    def stored(self) -> tuple[str, ...]:
+    @classmethod
+    @functools.cache
+    def stored(cls) -> tuple[str, ...]:
         return *super().stored(), "mask"

@@ -71,7 +71,8 @@ class Loss(Part):
         """Check `y` against outputs of shape (rows, width), and turn it into what `gradient` takes."""
         return as_labels(y, rows, width, name) if self.classifies else as_values(y, rows, width, name, dtype)
 
-    def stored(self) -> tuple[str, ...]:
+    @classmethod
+    def stored(cls) -> tuple[str, ...]:
         return "dinputs", "costs"
 
     def probabilities(self, outputs: Array) -> Array:

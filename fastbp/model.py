@@ -412,7 +412,7 @@ class Sequential:
         """The last layer's output for all rows of X, as a NumPy array."""
         X = as_features(X, self._features, dtype=self.dtype)
         outputs = []
-        with limited_threads(self.threads), np.errstate(over="ignore"):
+        with limited_threads(self.threads):
             for start in range(0, len(X), PREDICT_ROWS):
                 piece = X[start : start + PREDICT_ROWS]
                 record = partial(record_forward, self, rows=piece.shape[0], features=piece.shape[1])

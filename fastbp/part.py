@@ -41,7 +41,8 @@ class Part:
         """Names of all attributes that hold engine memory which lives from call to call."""
         return self.state
 
-    def stored(self) -> tuple[str, ...]:
+    @classmethod
+    def stored(cls) -> tuple[str, ...]:
         """Names of the attributes that calls leave behind to be looked at."""
         return ()
 

@@ -81,17 +81,20 @@ def signature(part: Part) -> tuple[Any, ...]:
 
     A recording keeps those arrays alive, so their identity is never used again while it may be looked up.
     """
-    kept = {name: id(part.__dict__[name]) for name in part.arrays()}
-    stored = part.stored()
-    settings = {k: _value(v) for k, v in part.__dict__.items() if k not in kept and k not in stored}
-    return type(part), id(part), tuple(settings.items()), tuple(kept.items())
+    kept = part.arrays()
+    skipped = {*kept, *part.stored()}
+    settings = [(k, v if type(v) in PLAIN else _value(v)) for k, v in part.__dict__.items() if k not in skipped]
+    return type(part), id(part), *settings, *[id(part.__dict__[name]) for name in kept]
+
+
+PLAIN = {bool, int, str, type(None)}
 
 
 def _value(setting: Any) -> Any:
     """Something that equals another setting's where recordings would be the same."""
     if isinstance(setting, np.ndarray) and setting.nbytes <= SMALL:
         return setting.dtype.str, setting.shape, setting.tobytes()
-    if isinstance(setting, bool | int | float | str | tuple | list | dict | np.generic | None):
+    if isinstance(setting, float | tuple | list | dict | np.generic):
         return repr(setting)
     return id(setting)
 

@@ -199,11 +199,14 @@ class CallByCall:
         self._bound: list[tuple[Callable[..., None], Sequence[Any]]] = []
 
     def bind(self, **slots: Array) -> None:
+        if not slots and self._bound:
+            return
         self._bound = []
         for op, arguments in self._calls:
             arrays = [slots[a] if isinstance(a, str) else a for a in arguments]
             kernel = self._engine.kernel(op, arrays)
             self._bound.append((kernel, [*arrays, self._scratch] if needs_scratch(kernel, op) else arrays))
+        self._has_slots = bool(slots)
 
     def run(self, steps: int) -> None:
         with np.errstate(all="ignore"):  # which also ends the effect of setbufsize
@@ -213,7 +216,8 @@ class CallByCall:
                     kernel(*arrays)
 
     def release(self) -> None:
-        self._bound = []
+        if self._has_slots:
+            self._bound = []
 
 
 def needs_scratch(kernel: Callable[..., None], op: Op) -> bool:

@@ -65,6 +65,8 @@ class Table:
         self._table = self._starts = np.empty(0, np.int64)
 
     def bind(self, **slots: Array) -> None:
+        if not slots and len(self._starts):
+            return
         for i, (op, arguments) in enumerate(self._calls):
             if not self._rows[i] or any(isinstance(a, str) for a in arguments):
                 arrays = [*(slots[a] if isinstance(a, str) else a for a in arguments), self._scratch]
@@ -77,8 +79,9 @@ class Table:
         replay(self._table, self._starts, steps)
 
     def release(self) -> None:
-        self._slots = {}
-        self._table = self._starts = np.empty(0, np.int64)
+        if self._slots:
+            self._slots = {}
+            self._table = self._starts = np.empty(0, np.int64)
 
 
 def describe(arrays: Sequence[Array]) -> list[int]:
