@@ -140,6 +140,7 @@ class Sequential:
         shuffle: bool = True,
         validation_data: tuple[Any, Any] | None = None,
         verbose: bool | None = None,
+        threads: int | None = None,
     ) -> Self:
         """Train; a further call goes on where the last one stopped.
 
@@ -157,6 +158,8 @@ class Sequential:
             Evaluated after each epoch, into `history`.
         verbose : bool, optional
             Show a progress bar; by default on a terminal where tqdm is installed.
+        threads : int, optional
+            For this call, in place of the model's.
 
         Returns
         -------
@@ -182,7 +185,8 @@ class Sequential:
         order = np.arange(len(X))
         data = {"X": self.engine.table(X), "y": self.engine.table(y), "order": self.engine.table(order)}
         full, rest = divmod(len(X), batch_size)
-        with self._lock, limited_threads(self.threads), contextlib.ExitStack() as bound, progress:
+        threads = self.threads if threads is None else as_count(threads, "threads")
+        with self._lock, limited_threads(threads), contextlib.ExitStack() as bound, progress:
             tapes = []
             for batch, steps in ((batch_size, full), (rest, 1)):
                 if batch and steps:
