@@ -63,6 +63,8 @@ RULES = tuple(
             " => classifier_grads x w b t total -> dz dx db",
             "dense_weight_grad x dz -> dw; sgd w dw lr => dense_weight_sgd x dz w lr",
             "dense_bias_grad dz -> db; sgd b db lr => dense_bias_sgd dz b lr",
+            "classifier_grads x w b t total -> dz dx db; dense_bias_sgd dz b lr; dense_weight_sgd x dz w lr"
+            " => classifier_sgd x w b t total lr -> dx db",
         ],
     )
 )

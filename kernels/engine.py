@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -226,14 +227,17 @@ def needs_scratch(kernel: Callable[..., None], op: Op) -> bool:
 
 
 def scratch_for(calls: Sequence[Call]) -> tuple[tuple[int], np.dtype[Any]]:
-    """Shape and dtype of the room that the kernels of a program share: several times the largest float argument."""
-    floats = [
-        array
-        for op, arguments in calls
-        for arg, array in zip((*op.inputs, *op.outputs), arguments, strict=True)
-        if arg.kind == "f" and not isinstance(array, str)
-    ]
-    return (6 * max((a.size for a in floats), default=0) + 4096,), np.dtype(floats[0].dtype if floats else np.float64)
+    """Shape and dtype of the room that the kernels of a program share: several times a call's largest matrix."""
+    floats, largest = np.dtype(np.float64), 0
+    for op, arguments in calls:
+        if any(isinstance(array, str) for array in arguments):
+            arguments = arguments[len(op.inputs) :]  # of a user's table, only what is taken out counts
+            sizes = [n for array in arguments for n in array.shape]
+        else:
+            sizes = list(op.sizes([array.shape for array in arguments[: len(op.inputs)]]).values())
+        largest = max(largest, math.prod(sorted(sizes)[-2:]))
+        floats = next((a.dtype for a in arguments if a.dtype.kind == "f" and a.dtype != np.float64), floats)
+    return (6 * largest + 4096,), floats
 
 
 def real_array(x: Any, name: str = "x") -> Array:

@@ -36,7 +36,7 @@ def take_labels(t: Array, rows: Array, tb: Array) -> None:
 
 
 def dense_forward(x: Array, w: Array, b: Array, z: Array, scratch: Array) -> None:
-    if is_narrow(z) and is_small(x, w):
+    if is_narrow_product(x, w):
         zt, _ = narrow_forward(x, w, b, scratch)
         transpose(zt, z)
     else:
@@ -116,9 +116,10 @@ def dense_bias_sgd(dz: Array, b: Array, lr: Array) -> None:
 def dense_softmax_cross_entropy(
     x: Array, w: Array, b: Array, t: Array, total: Array, dz: Array, scratch: Array
 ) -> None:
-    if is_narrow(dz) and is_small(x, w):
+    if is_narrow_product(x, w):
         zt, rest = narrow_forward(x, w, b, scratch)
-        cross_entropy_by_class(zt, t, total, dz, rest)
+        cross_entropy_by_class(zt, t, total, rest)
+        transpose(zt, dz)
     else:
         product(x, w, dz, bias=b)
         softmax_cross_entropy_of(dz, t, total, dz, scratch)
@@ -127,21 +128,34 @@ def dense_softmax_cross_entropy(
 def classifier_grads(
     x: Array, w: Array, b: Array, t: Array, total: Array, dz: Array, dx: Array, db: Array, scratch: Array
 ) -> None:
-    db[:] = 0
-    if not is_small(x, w):
-        product(x, w, dz, bias=b)
-        softmax_cross_entropy_of(dz, t, total, dz, scratch)
-        product(dz, w.T, dx, mask=x, sums=db)
-        return
-    wt, rest = transposed(w, scratch)
-    if is_narrow(dz):
-        zt, rest = room(rest, w.shape[1], x.shape[0])
-        narrow_product(x, wt, b, zt)
-        cross_entropy_by_class(zt, t, total, dz, rest)
+    classifier(x, w, b, t, total, dz, dx, db, scratch)
+
+
+def classifier_sgd(
+    x: Array, w: Array, b: Array, t: Array, total: Array, lr: Array, dx: Array, db: Array, scratch: Array
+) -> None:
+    rate = w.dtype.type(lr[0])
+    if is_narrow_product(x, w):
+        db[:] = 0
+        wt, rest = transposed(w, scratch)
+        dzt, rest = room(rest, w.shape[1], x.shape[0])
+        narrow_product(x, wt, b, dzt)
+        cross_entropy_by_class(dzt, t, total, rest)
+        product(dzt.T, wt, dx, mask=x, sums=db)
+        dwt, _ = room(rest, w.shape[1], w.shape[0])
+        product(dzt, x, dwt)
+        for j in range(w.shape[1]):
+            for i in range(w.shape[0]):
+                w[i, j] -= rate * dwt[j, i]
+            db_j = b.dtype.type(0)
+            for i in range(x.shape[0]):
+                db_j += dzt[j, i]
+            b[0, j] -= rate * db_j
     else:
-        product(x, w, dz, bias=b)
-        softmax_cross_entropy_of(dz, t, total, dz, rest)
-    product(dz, wt, dx, mask=x, sums=db)
+        dz, rest = room(scratch, x.shape[0], w.shape[1])
+        classifier(x, w, b, t, total, dz, dx, db, rest)
+        product(None, dz, b, rate=rate)
+        product(x.T, dz, w, rate=rate)
 
 
 def dropout_forward(x: Array, rate: Array, key: Array, y: Array, mask: Array) -> None:
@@ -263,6 +277,13 @@ def is_narrow(x: Array) -> Any:
 
 
 @njit(**FAST)
+def is_narrow_product(x: Array, w: Array) -> Any:
+    """Whether x @ w is small, and narrow as `is_narrow` says."""
+    lanes = VECTOR_BYTES // x.itemsize
+    return w.shape[1] < lanes <= x.shape[0] and is_small(x, w)
+
+
+@njit(**FAST)
 def is_small(a: Array, b: Array) -> Any:
     """Whether the product of a and b is one for tiles, not for BLAS."""
     return a.shape[0] * a.shape[1] * b.shape[1] < BLAS_FROM
@@ -304,7 +325,8 @@ def softmax_cross_entropy_of(z: Array, t: Array, total: Array, dz: Array, scratc
     """z and dz may be the same."""
     if is_narrow(z):
         zt, rest = transposed(z, scratch)
-        cross_entropy_by_class(zt, t, total, dz, rest)
+        cross_entropy_by_class(zt, t, total, rest)
+        transpose(zt, dz)
         return
     for i in range(len(t)):
         row = dz[i]
@@ -317,8 +339,33 @@ def softmax_cross_entropy_of(z: Array, t: Array, total: Array, dz: Array, scratc
 
 
 @njit(**FAST)
-def cross_entropy_by_class(zt: Array, t: Array, total: Array, dz: Array, scratch: Array) -> None:
-    """Softmax cross-entropy of logits that lie class by class, so that vectors run along the batch; overwrites them."""
+def classifier(
+    x: Array, w: Array, b: Array, t: Array, total: Array, dz: Array, dx: Array, db: Array, scratch: Array
+) -> None:
+    db[:] = 0
+    if not is_small(x, w):
+        product(x, w, dz, bias=b)
+        softmax_cross_entropy_of(dz, t, total, dz, scratch)
+        product(dz, w.T, dx, mask=x, sums=db)
+        return
+    wt, rest = transposed(w, scratch)
+    if is_narrow(dz):
+        zt, rest = room(rest, w.shape[1], x.shape[0])
+        narrow_product(x, wt, b, zt)
+        cross_entropy_by_class(zt, t, total, rest)
+        transpose(zt, dz)
+    else:
+        product(x, w, dz, bias=b)
+        softmax_cross_entropy_of(dz, t, total, dz, rest)
+    product(dz, wt, dx, mask=x, sums=db)
+
+
+@njit(**FAST)
+def cross_entropy_by_class(zt: Array, t: Array, total: Array, scratch: Array) -> None:
+    """Softmax cross-entropy of logits that lie class by class, so that vectors run along the batch.
+
+    Leaves the gradient where the logits were.
+    """
     classes, batch = zt.shape
     real = zt.dtype.type
     rows, _ = room(scratch, 3, batch)
@@ -341,9 +388,9 @@ def cross_entropy_by_class(zt: Array, t: Array, total: Array, dz: Array, scratch
         sum_exp[i] = real(1) / (sum_exp[i] * real(batch))
     for c in range(classes):
         for i in range(batch):
-            dz[i, c] = zt[c, i] * sum_exp[i]
+            zt[c, i] *= sum_exp[i]
     for i in range(batch):
-        dz[i, t[i]] -= real(1) / real(batch)
+        zt[t[i], i] -= real(1) / real(batch)
     total[0] += loss
     total[1] += batch
 

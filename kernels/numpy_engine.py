@@ -187,6 +187,16 @@ def classifier_grads(
     dense_relu_grads(dz, w, x, dx, db, scratch)
 
 
+def classifier_sgd(
+    x: Array, w: Array, b: Array, t: Array, total: Array, lr: Array, dx: Array, db: Array, scratch: Array
+) -> None:
+    size = len(x) * w.shape[1]
+    dz, rest = scratch[:size].reshape(len(x), w.shape[1]), scratch[size:]
+    classifier_grads(x, w, b, t, total, dz, dx, db, rest)
+    dense_bias_sgd(dz, b, lr, rest)
+    dense_weight_sgd(x, dz, w, lr, rest)
+
+
 def sgd(p: Array, g: Array, lr: Array, scratch: Array) -> None:
     p -= np.multiply(g, p.dtype.type(lr[0]), out=scratch[: len(g)])
 

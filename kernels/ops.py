@@ -226,6 +226,13 @@ OPS: dict[str, Op] = {
             lambda d: 2 * _product(d),
             _CLASSIFIED | {"x": _rectified},
         ),
+        # the same, and plain SGD on that layer
+        Op(
+            "classifier_sgd",
+            "x:f[B,K] w!:f[K,N] b!:f[1,N] t:i[B] total!:s[2] lr:s[1] -> dx:f[B,K] db:f[1,K]",
+            lambda d: 3 * _product(d),
+            _CLASSIFIED | {"x": _rectified, "lr": _fraction},
+        ),
         # optimizers, over all parameters at once
         Op("sgd", "p!:f[P] g:f[P] lr:s[1] ->", _per_element(2), {"lr": _fraction}),
         Op(

@@ -44,6 +44,7 @@ DRAW = {
     "t": whole("N"),
     "take_labels.t": whole(7),
     "classifier_grads.x": lambda rng, shape, sizes: np.maximum(rng.standard_normal(shape), 0),
+    "classifier_sgd.x": lambda rng, shape, sizes: np.maximum(rng.standard_normal(shape), 0),
     "mean_squared_error.t": normal,
     "mean_squared_error.y": normal,
     "order": lambda rng, shape, sizes: rng.permutation(shape[0]),
@@ -127,6 +128,11 @@ def classifier_grads(x, w, b, t, total):
     return total, dz, dx, dx.sum(0)[None]
 
 
+def classifier_sgd(x, w, b, t, total, lr):
+    total, dz, dx, db = classifier_grads(x, w, b, t, total)
+    return w - lr * product(x.T, dz), b - lr * dz.sum(0), total, dx, db
+
+
 # what is updated in place, then the outputs
 FORMULA = {
     "next_batch": lambda order, cursor, rows: (cursor + len(rows), order[cursor[0] : cursor[0] + len(rows)]),
@@ -155,6 +161,7 @@ FORMULA = {
     "dense_bias_sgd": lambda dz, b, lr: (b - lr * dz.sum(0),),
     "dense_softmax_cross_entropy": lambda x, w, b, *targets: softmax_cross_entropy(product(x, w) + b, *targets),
     "classifier_grads": classifier_grads,
+    "classifier_sgd": classifier_sgd,
     "sgd": lambda p, g, lr: (p - lr * g,),
     "sgd_momentum": momentum,
     "adam": adam,
