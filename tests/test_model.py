@@ -360,12 +360,21 @@ def test_a_loss_that_is_not_finite_takes_the_weights_back(engine, lr):
     assert np.isfinite(model.fit(X, y[:, None], epochs=1).history["loss"]).all()
 
 
-def test_ctrl_c_leaves_a_usable_model(engine):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C after a while, also where the tests run in the background, which ignores it."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    yield
+    timer.cancel()
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_ctrl_c_leaves_a_usable_model(engine, ctrl_c):
     X, y = small_data()
     model = small_model(engine)
-    timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
     start = time.monotonic()
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
         model.fit(X, y, epochs=10**7, batch_size=1)
     assert time.monotonic() - start < 2
