@@ -24,13 +24,12 @@ from numba.np import arrayobj
 
 from . import numba_kernels
 from .engine import Call, Engine, Program, needs_scratch, scratch_for
+from .numba_math import FAST
 from .numba_products import VECTOR_BYTES
 from .ops import OPS, Array, Op
 
 __all__ = ["NumbaEngine"]
 
-# Kernels may reassociate sums, never assume finite values: with full fastmath, isfinite(NaN) compiles to False.
-FLAGS: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}
 WORD = 8
 
 log = logging.getLogger("fastbp")
@@ -103,10 +102,10 @@ def compiled(name: str, kinds: tuple[tuple[str, int, str], ...]) -> int:
     # a kernel calls from another file, so the digest of all of them belongs to the name.
     unique = "_".join([name, *(f"{d}{ndim}{layout}" for d, ndim, layout in kinds), DIGEST])
     code = entry.__code__.replace(co_filename=kernel.__code__.co_filename, co_name=unique)
-    names = {"kernel": numba.njit(**FLAGS)(kernel), "arrays_at": reader(array_types), "__name__": kernel.__module__}
+    names = {"kernel": numba.njit(**FAST)(kernel), "arrays_at": reader(array_types), "__name__": kernel.__module__}
     function = FunctionType(code, names, unique)
     function.__qualname__ = unique
-    pointer = numba.cfunc(types.void(types.intp), cache=True, **FLAGS)(function)
+    pointer = numba.cfunc(types.void(types.intp), cache=True, **FAST)(function)
     KEPT_ALIVE.append(pointer)
     if not pointer.cache_hits:
         say_compiling()

@@ -15,7 +15,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-__all__ = ["BLAS_FROM", "VECTOR_BYTES", "copy_row", "narrow_product", "product", "same_bits"]
+__all__ = ["BLAS_FROM", "VECTOR_BYTES", "copy_row", "narrow_product", "product"]
 
 # The processor that Numba compiles for: the host, unless NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say otherwise.
 TRIPLE, _, FEATURES = cpu_target.target_context.codegen().magic_tuple()
@@ -334,15 +334,3 @@ def copy_row(typingctx: Any, source: Any, i: Any, to: Any, j: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(source, i, to, j), codegen
-
-
-@intrinsic
-def same_bits(typingctx: Any, x: Any) -> Any:
-    """The float or integer of the same size that has the same bits."""
-    other = {
-        types.float32: types.int32,
-        types.int32: types.float32,
-        types.float64: types.int64,
-        types.int64: types.float64,
-    }[x]
-    return other(x), lambda context, builder, signature, args: builder.bitcast(args[0], context.get_value_type(other))
