@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .kernels.engine import real_array
+from .kernels.engine import DTypeError, real_array
 from .kernels.ops import Array
 
 __all__ = ["as_count", "as_features", "as_labels", "as_values"]
@@ -37,16 +37,20 @@ def as_values(y: Any, rows: int, width: int, name: str = "y", dtype: Any = np.fl
 
 def as_labels(y: Any, rows: int, classes: int, name: str = "y") -> Array:
     """Check labels, shape (rows,), or one-hot rows, shape (rows, classes); returns int64 labels."""
-    array = real_array(y, name)
+    try:
+        array = real_array(y, name)
+    except DTypeError as error:
+        raise DTypeError(f"{error}; np.unique(labels, return_inverse=True) numbers labels of any kind") from error
     if array.shape == (rows, classes) and array.ndim == 2:
         if not (((array == 0) | (array == 1)).all() and (array.sum(axis=1) == 1).all()):
             raise ValueError(f"{name} of two dimensions must hold one-hot rows: one 1 in each, otherwise 0")
         from_rows: Array = np.argmax(array, axis=1).astype(np.int64)
         return from_rows
     if array.shape != (rows,):
+        hint = f"; use {name}.ravel()" if array.shape == (rows, 1) else ""
         raise ValueError(
             f"{name} must hold {rows} labels, shape ({rows},), or one-hot rows, shape ({rows}, {classes}); "
-            f"got {array.shape}"
+            f"got {array.shape}{hint}"
         )
     _check_finite(array, name)
     if array.dtype.kind == "f" and (fractional := array != np.floor(array)).any():

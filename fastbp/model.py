@@ -94,9 +94,9 @@ class Sequential:
         seed: int | None = None,
         threads: int | None = None,
     ) -> None:
-        self.dtype = _float_type(dtype)
+        self._dtype = _float_type(dtype)
         self.threads = None if threads is None else as_count(threads, "threads")
-        self.engine = choose_engine(engine)
+        self._engine = choose_engine(engine)
         self.loss = loss
         self.history: dict[str, list[float]] = {}
         self._seeds = np.random.SeedSequence(None if seed is None else as_count(seed, "seed", least=0))
@@ -104,6 +104,14 @@ class Sequential:
         self._layers: tuple[Layer, ...] = ()
         self._optimizer: Optimizer | None = None
         self._assemble(layers, optimizer)
+
+    @property
+    def engine(self) -> Engine:
+        return self._engine
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._dtype
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -174,12 +182,16 @@ class Sequential:
             Where the loss becomes infinite or NaN. The weights are then those of at most a second before.
         """
         loss, optimizer = _needed("loss", self.loss), _needed("optimizer", self.optimizer)
+        if not self.parameters.size:
+            raise ValueError("no layer of this model has parameters to train")
         epochs, batch_size = as_count(epochs, "epochs"), as_count(batch_size, "batch_size")
         X, y = self._checked(X, y)
         if validation_data is not None and not (
             isinstance(validation_data, tuple | list) and len(validation_data) == 2
         ):
-            raise ValueError(f"validation_data must be a pair (X, y), got {type(validation_data).__name__}")
+            size = f" of {len(validation_data)}" if isinstance(validation_data, tuple | list) else ""
+            got = f"{type(validation_data).__name__}{size}"
+            raise ValueError(f"validation_data must be a pair (X, y), got {got}")
         held_out = None if validation_data is None else self._checked(*validation_data, "validation_data: ")
         progress = Progress(epochs, verbose)
         order = np.arange(len(X))
@@ -242,19 +254,21 @@ class Sequential:
         X, y = self._checked(X, y)
         layers = [x.twin(**{name: x.__dict__[name].copy() for name in x.state}) for x in self.layers]
         outputs = self.engine.asarray(X, self.dtype)
-        for layer in layers:
-            outputs = layer.forward(outputs)
-        mean = loss.forward(outputs, y)
-        dvalues = loss.backward()
-        for layer in reversed(layers):
-            dvalues = layer.backward(dvalues)
+        with limited_threads(self.threads):
+            for layer in layers:
+                outputs = layer.forward(outputs)
+            mean = loss.forward(outputs, y)
+            dvalues = loss.backward()
+            for layer in reversed(layers):
+                dvalues = layer.backward(dvalues)
         return Gradients(mean, [{name: getattr(x, f"d{name}") for name in x.parameters()} for x in layers], dvalues)
 
     def forward(self, X: Any) -> Array:
         """The last layer's output in a training pass; each layer keeps its own `output` to look at."""
         outputs = self.engine.asarray(as_features(X, self._features, dtype=self.dtype), self.dtype)
-        for layer in self.layers:
-            outputs = layer.forward(outputs)
+        with limited_threads(self.threads):
+            for layer in self.layers:
+                outputs = layer.forward(outputs)
         return outputs
 
     def backward(self, dvalues: Any) -> Array:
@@ -274,8 +288,9 @@ class Sequential:
         gradient = self.engine.asarray(dvalues, self.dtype)
         if gradient.shape != self.layers[-1].output.shape:
             raise ValueError(f"dvalues must have shape {self.layers[-1].output.shape}, got {gradient.shape}")
-        for layer in reversed(self.layers):
-            gradient = layer.backward(gradient)
+        with limited_threads(self.threads):
+            for layer in reversed(self.layers):
+                gradient = layer.backward(gradient)
         return gradient
 
     def step(self) -> None:
@@ -379,7 +394,7 @@ class Sequential:
             layer.owner, layer.engine = self, self.engine
             layer.forget()
             for name in layer.state:
-                layer.__dict__[name] = self.engine.asarray(layer.__dict__[name])
+                layer.__dict__[name] = self.engine.asarray(layer.__dict__[name]).copy()
         if self.optimizer is not None:
             self.optimizer.owner = self
             self.optimizer.prepare(self.engine, size, self.dtype)

@@ -44,7 +44,7 @@ class Optimizer(Part):
         self.engine = engine
         fits = all(self.__dict__.get(name, self.rate).shape == (size,) for name in self.slots)
         for name in self.cells:
-            self.__dict__[name] = engine.asarray(self.__dict__[name])
+            self.__dict__[name] = engine.asarray(np.array(self.__dict__[name]))  # a copy: it may be another's memory
             if name != "rate" and not fits:
                 self.__dict__[name][...] = 0
         for name in self.slots:

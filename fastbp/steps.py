@@ -45,10 +45,20 @@ def record_training(model: Sequential, recorder: Recorder, data: dict[str, Array
         with named(layer, "backward"):
             dvalues = recorder.asarray(layer.backward(dvalues))
             for name, memory in model.gradient_memory(layers.index(layer)).items():
+                if f"d{name}" not in layer.__dict__:
+                    raise RecordingError(f"{layer!r}: backward must store the gradient of {name} as self.d{name}")
                 recorder.want(getattr(layer, f"d{name}"), memory)
     with named(model.optimizer, "update"):
         parameters, gradients = recorder.adopt(model.parameters), recorder.adopt(model.parameter_gradients)
-        recorded(model.optimizer, recorder).update(parameters, gradients)
+        optimizer = recorded(model.optimizer, recorder)
+        optimizer.update(parameters, gradients)
+    for part, twin in zip((*model.layers, model.loss, model.optimizer), (*layers, loss, optimizer), strict=True):
+        for name, value in part.__dict__.items():
+            if type(value) in (*PLAIN, float) and twin.__dict__[name] != value:
+                raise RecordingError(
+                    f"{part!r}: {name} changed while a step was recorded, which happens once, not once a step; "
+                    "what changes from step to step is an array named in `state`, updated by an op"
+                )
 
 
 def record_forward(model: Sequential, recorder: Recorder, rows: int, features: int) -> None:

@@ -94,8 +94,9 @@ class Recorder(OpCaller):
     def asarray(self, x: Any, dtype: Any = None) -> Any:
         """Let handles through, as an engine lets its own arrays through, and nothing else."""
         if id(x) not in self._handles:
+            hint = "; forward returns its output, backward dinputs" if x is None else ""
             raise RecordingError(
-                f"expected an array from an op, a parameter or a layer's state, got {type(x).__name__}"
+                f"expected an array from an op, a parameter or a layer's state, got {type(x).__name__}{hint}"
             )
         return x
 

@@ -254,7 +254,10 @@ def real_array(x: Any, name: str = "x") -> Array:
         raise DTypeError(f"{name} is a masked array; fill or drop what is masked first")
     if not isinstance(x, np.ndarray):
         try:
-            x = np.from_dlpack(x) if hasattr(x, "__dlpack__") else np.asarray(x)
+            if hasattr(x, "dtypes") and all(getattr(t, "kind", "O") in "fiub" for t in np.atleast_1d(x.dtypes)):
+                x = x.to_numpy(np.float64, na_value=np.nan)  # a frame whose columns mix types would give objects
+            else:
+                x = np.from_dlpack(x) if hasattr(x, "__dlpack__") else np.asarray(x)
         except (ValueError, TypeError, RuntimeError, BufferError) as error:
             raise DTypeError(f"{name} must be an array of numbers, got {type(x).__name__}: {error}") from error
     if x.dtype.kind not in "fiub":

@@ -105,7 +105,7 @@ def compiled(name: str, kinds: tuple[tuple[str, int, str], ...]) -> int:
     names = {"kernel": numba.njit(**FAST)(kernel), "arrays_at": reader(array_types), "__name__": kernel.__module__}
     function = FunctionType(code, names, unique)
     function.__qualname__ = unique
-    pointer = numba.cfunc(types.void(types.intp), cache=True, **FAST)(function)
+    pointer = with_disk_cache(functools.partial(numba.cfunc, types.void(types.intp), **FAST), function)
     KEPT_ALIVE.append(pointer)
     if not pointer.cache_hits:
         say_compiling()
@@ -118,7 +118,21 @@ DIGEST = f"{zlib.crc32(b''.join(path.read_bytes() for path in sorted(Path(__file
 
 @functools.cache
 def say_compiling() -> None:
-    log.warning("fastbp: compiling CPU kernels for this machine, once; later runs take them from the disk cache")
+    log.warning("fastbp: compiling CPU kernels that are new here, once; later runs take them from the disk cache")
+
+
+def with_disk_cache(decorator: Callable[..., Any], function: Callable[..., Any]) -> Any:
+    """Compile a function with a disk cache, or without one where no folder can be written to."""
+    try:
+        return decorator(cache=True)(function)
+    except RuntimeError:
+        say_uncached()
+        return decorator(cache=False)(function)
+
+
+@functools.cache
+def say_uncached() -> None:
+    log.warning("fastbp: no folder can keep the compiled kernels; set NUMBA_CACHE_DIR to one that can be written to")
 
 
 def entry(row: int) -> None:
@@ -168,8 +182,10 @@ def call(typing_context: Any, function: Any, row: Any) -> Any:
     return types.void(types.intp, types.intp), build
 
 
-@numba.njit("void(int64[::1], int64[::1], intp)", nogil=True, cache=True)
-def replay(table: Array, starts: Array, steps: int) -> None:
+def interpret(table: Array, starts: Array, steps: int) -> None:
     for _ in range(steps):
         for start in starts:
             call(table[start], table.ctypes.data + WORD * (start + 1))
+
+
+replay = with_disk_cache(functools.partial(numba.njit, "void(int64[::1], int64[::1], intp)", nogil=True), interpret)
