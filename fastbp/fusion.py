@@ -23,14 +23,14 @@ __all__ = ["RULES", "Rule", "fuse"]
 Memory: TypeAlias = Any  # an array, or the name of a slot
 
 
-class Part(NamedTuple):
+class Pattern(NamedTuple):
     """One call in a rule: the op and the names of its arguments, inputs first."""
 
     op: Op
     names: tuple[str, ...]
 
     @classmethod
-    def parse(cls, text: str) -> Part:
+    def parse(cls, text: str) -> Pattern:
         name, *names = text.replace("->", " ").split()
         op = OPS[name]
         if len(names) != len(op.inputs) + len(op.outputs):
@@ -41,13 +41,13 @@ class Part(NamedTuple):
 class Rule(NamedTuple):
     """Calls that can be one call."""
 
-    parts: tuple[Part, ...]
-    fused: Part
+    parts: tuple[Pattern, ...]
+    fused: Pattern
 
     @classmethod
     def parse(cls, text: str) -> Rule:
         parts, _, fused = text.partition("=>")
-        return cls(tuple(map(Part.parse, parts.split(";"))), Part.parse(fused))
+        return cls(tuple(map(Pattern.parse, parts.split(";"))), Pattern.parse(fused))
 
 
 RULES = tuple(
@@ -70,6 +70,33 @@ RULES = tuple(
 )
 
 
+class Addresses:
+    """Where a recording's arrays lie; each is asked for its addresses once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._known: dict[int, tuple[Memory, tuple[int, int]]] = {}  # with the array, whose id is then its own
+
+    def span(self, memory: Memory) -> tuple[int, int]:
+        if id(memory) not in self._known:
+            self._known[id(memory)] = memory, self._engine.span(memory)
+        return self._known[id(memory)][1]
+
+    def same(self, a: Memory, b: Memory) -> bool:
+        if isinstance(a, str) or isinstance(b, str):
+            return isinstance(a, str) and isinstance(b, str) and a == b
+        return a is b or (a.shape, a.strides, a.dtype, self.span(a)) == (b.shape, b.strides, b.dtype, self.span(b))
+
+    def overlap(self, some: Sequence[Memory], others: Sequence[Memory]) -> bool:
+        spans = [self.span(memory) for memory in some if not isinstance(memory, str)]
+        if not spans:
+            return False
+        for first, last in (self.span(memory) for memory in others if not isinstance(memory, str)):
+            if any(first < stop and start < last for start, stop in spans):
+                return True
+        return False
+
+
 def fuse(
     calls: Sequence[Call], engine: Engine, kept: Sequence[Array] = (), rules: Sequence[Rule] = RULES
 ) -> list[Call]:
@@ -84,29 +111,33 @@ def fuse(
     kept : sequence of array
         What is read after a replay.
     """
-    calls = list(calls)
+    calls, addresses = list(calls), Addresses(engine)
     if any(rule.fused.op is OPS["dense_weight_sgd"] and engine.supports(rule.fused.op) for rule in rules):
-        calls = _split_sgd(calls, engine)
+        calls = _split_sgd(calls, addresses)
     for rule in rules:
         if engine.supports(rule.fused.op):
-            while fused := _first_fused(calls, rule, engine, kept):
+            while fused := _first_fused(calls, rule, addresses, kept):
                 calls = fused
     return [_flat_sgd(call) for call in calls]
 
 
-def _split_sgd(calls: Sequence[Call], engine: Engine) -> list[Call]:
-    """`sgd` over all parameters as one `sgd` for each gradient that a call writes; what lies between is padding."""
+def _split_sgd(calls: Sequence[Call], addresses: Addresses) -> list[Call]:
+    """`sgd` over all parameters as one `sgd` for each gradient, where each is written once; between them is padding."""
     split = []
     for call in calls:
-        pieces = []
+        pieces: list[Call] = []
         if call.op is OPS["sgd"]:
             parameters, gradients, lr = call.arguments
-            start = engine.span(gradients)[0]
-            for gradient in (memory for other in calls for memory in writes(other) if other is not call):
-                if _overlap([gradient], [gradients], engine):
-                    first = (engine.span(gradient)[0] - start) // gradient.itemsize
-                    view = parameters[first : first + gradient.size].reshape(gradient.shape)
-                    pieces.append(Call(call.op, (view, gradient, lr)))
+            start = addresses.span(gradients)[0]
+            others = [memory for other in calls if other is not call for memory in writes(other)]
+            written = [memory for memory in others if addresses.overlap([memory], [gradients])]
+            for i, gradient in enumerate(written):
+                if addresses.overlap([gradient], written[:i]):
+                    pieces = []
+                    break
+                first = (addresses.span(gradient)[0] - start) // gradient.itemsize
+                view = parameters[first : first + gradient.size].reshape(gradient.shape)
+                pieces.append(Call(call.op, (view, gradient, lr)))
         split += pieces or [call]
     return split
 
@@ -118,11 +149,11 @@ def _flat_sgd(call: Call) -> Call:
     return Call(call.op, (parameters.reshape(-1), gradients.reshape(-1), lr))
 
 
-def _first_fused(calls: list[Call], rule: Rule, engine: Engine, kept: Sequence[Array]) -> list[Call] | None:
-    for places, memory in _matches(calls, rule.parts, engine):
+def _first_fused(calls: list[Call], rule: Rule, addresses: Addresses, kept: Sequence[Array]) -> list[Call] | None:
+    for places, memory in _matches(calls, rule.parts, addresses):
         fused = Call(rule.fused.op, tuple(memory[name] for name in rule.fused.names))
         for place in (places[-1], places[0]):
-            if _is_safe(calls, places, place, fused, engine, kept):
+            if _is_safe(calls, places, place, fused, addresses, kept):
                 parts = set(places) - {place}
                 return [fused if i == place else call for i, call in enumerate(calls) if i not in parts]
     return None
@@ -130,8 +161,8 @@ def _first_fused(calls: list[Call], rule: Rule, engine: Engine, kept: Sequence[A
 
 def _matches(
     calls: Sequence[Call],
-    parts: Sequence[Part],
-    engine: Engine,
+    parts: Sequence[Pattern],
+    addresses: Addresses,
     start: int = 0,
     memory: dict[str, Memory] | None = None,
 ) -> Iterator[tuple[list[int], dict[str, Memory]]]:
@@ -145,28 +176,28 @@ def _matches(
             continue
         bound = dict(memory or {})
         if all(
-            _same(bound.setdefault(name, argument), argument, engine)
+            addresses.same(bound.setdefault(name, argument), argument)
             for name, argument in zip(part.names, calls[i].arguments, strict=True)
         ):
-            for places, complete in _matches(calls, parts[1:], engine, i + 1, bound):
+            for places, complete in _matches(calls, parts[1:], addresses, i + 1, bound):
                 yield [i, *places], complete
 
 
 def _is_safe(
-    calls: Sequence[Call], places: Sequence[int], place: int, fused: Call, engine: Engine, kept: Sequence[Array]
+    calls: Sequence[Call], places: Sequence[int], place: int, fused: Call, addresses: Addresses, kept: Sequence[Array]
 ) -> bool:
     """Whether the calls at `places` may become `fused` at `place`."""
     written = [memory for i in places for memory in writes(calls[i])]
     still = writes(fused)
-    gone = [memory for memory in written if not any(_same(memory, other, engine) for other in still)]
+    gone = [memory for memory in written if not any(addresses.same(memory, other) for other in still)]
     others = [call for i, call in enumerate(calls) if i not in places]
     return (
-        all(any(_same(memory, other, engine) for other in written) for memory in still)
-        and not _overlap(gone, [*kept, *reads(fused), *(memory for call in others for memory in reads(call))], engine)
-        and not _overlap(fused.arguments[len(fused.op.inputs) :], reads(fused), engine)
+        all(any(addresses.same(memory, other) for other in written) for memory in still)
+        and not addresses.overlap(gone, [*kept, *reads(fused), *(memory for call in others for memory in reads(call))])
+        and not addresses.overlap(fused.arguments[len(fused.op.inputs) :], reads(fused))
         and not any(
-            _overlap(writes(calls[i]), [*reads(calls[moved]), *writes(calls[moved])], engine)
-            or _overlap(reads(calls[i]), writes(calls[moved]), engine)
+            addresses.overlap(writes(calls[i]), [*reads(calls[moved]), *writes(calls[moved])])
+            or addresses.overlap(reads(calls[i]), writes(calls[moved]))
             for moved in places
             for i in range(min(moved, place) + 1, max(moved, place))
             if i not in places
@@ -183,18 +214,3 @@ def writes(call: Call) -> list[Memory]:
     """What a call writes: its outputs, and the inputs that it updates."""
     updated = [memory for arg, memory in zip(call.op.inputs, call.arguments, strict=False) if arg.inplace]
     return [*updated, *call.arguments[len(call.op.inputs) :]]
-
-
-def _same(a: Memory, b: Memory, engine: Engine) -> bool:
-    if isinstance(a, str) or isinstance(b, str):
-        return isinstance(a, str) and isinstance(b, str) and a == b
-    return (a.shape, a.strides, a.dtype, engine.span(a)) == (b.shape, b.strides, b.dtype, engine.span(b))
-
-
-def _overlap(some: Sequence[Memory], others: Sequence[Memory], engine: Engine) -> bool:
-    spans = [engine.span(memory) for memory in others if not isinstance(memory, str)]
-    return any(
-        start < other_stop and other_start < stop
-        for start, stop in (engine.span(memory) for memory in some if not isinstance(memory, str))
-        for other_start, other_stop in spans
-    )

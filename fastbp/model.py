@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -223,6 +224,7 @@ class Sequential:
                 for name, value in figures.items():
                     self.history.setdefault(name, []).append(value)
                 progress.step(figures)
+            run.finish()
         return self
 
     def predict(self, X: Any) -> Array:
@@ -337,6 +339,9 @@ class Sequential:
         self._rng.bit_generator.state = state | {"state": words, "buffer": np.array(state["buffer"], np.uint64)}
         self._seeds = np.random.SeedSequence(state["seed"])
 
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # a shallow one would share layers, which have one owner
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in self._made_anew}
 
@@ -412,6 +417,7 @@ class Sequential:
                 while len(self._tapes) >= TAPES:
                     del self._tapes[next(iter(self._tapes))]
                 tape = self._tapes[key] = recorder.tape()
+                tape.settings = [part.settings() for part in parts]
         return tape
 
     @property

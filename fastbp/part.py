@@ -46,6 +46,11 @@ class Part:
         """Names of the attributes that calls leave behind to be looked at."""
         return ()
 
+    def settings(self) -> dict[str, Any]:
+        """All attributes but the arrays, and what calls leave behind."""
+        skipped = {*self.arrays(), *self.stored()}
+        return {name: value for name, value in self.__dict__.items() if name not in skipped}
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_owner"}
 

@@ -91,10 +91,8 @@ def signature(part: Part) -> tuple[Any, ...]:
 
     A recording keeps those arrays alive, so their identity is never used again while it may be looked up.
     """
-    kept = part.arrays()
-    skipped = {*kept, *part.stored()}
-    settings = [(k, v if type(v) in PLAIN else _value(v)) for k, v in part.__dict__.items() if k not in skipped]
-    return type(part), id(part), *settings, *[id(part.__dict__[name]) for name in kept]
+    settings = [(k, v if type(v) in PLAIN else _value(v)) for k, v in part.settings().items()]
+    return type(part), id(part), *settings, *[id(part.__dict__[name]) for name in part.arrays()]
 
 
 PLAIN = {bool, int, str, type(None)}
@@ -132,19 +130,28 @@ class Run:
             steps -= size
             self._check(size)
 
-    def _check(self, steps: int) -> None:
+    def finish(self) -> None:
+        """See that the last step left finite weights."""
+        self._check(0, thoroughly=True)
+
+    def _check(self, steps: int, thoroughly: bool = False) -> None:
         loss = float(self._model.total[0])
-        if not np.isfinite(loss):
+        snapshot_is_due = time.perf_counter() - self._snapshot_time > SNAPSHOT_SECONDS
+        if not np.isfinite(loss) or ((thoroughly or snapshot_is_due) and not self._weights_are_finite()):
             for array, kept in zip(self._memory, self._snapshot, strict=True):
                 array[...] = kept
+            what = "weights became infinite" if np.isfinite(loss) else f"loss became {loss}"
             raise FloatingPointError(
-                f"the loss became {loss} in epoch {len(self._model.history.get('loss', [])) + 1}, between the steps "
+                f"the {what} in epoch {len(self._model.history.get('loss', [])) + 1}, between the steps "
                 f"{self._steps + 1} and {self._steps + steps} of this call; the weights are back at step "
                 f"{self._snapshot_step}. Try a smaller lr, inputs scaled to about 1, or dtype=np.float64"
             )
         self._steps += steps
-        if time.perf_counter() - self._snapshot_time > SNAPSHOT_SECONDS:
+        if snapshot_is_due:
             self._take_snapshot()
+
+    def _weights_are_finite(self) -> bool:
+        return bool(np.isfinite(self._model.engine.asnumpy(self._model.parameters)).all())
 
     def _take_snapshot(self) -> None:
         self._snapshot = [array.copy() for array in self._memory]

@@ -113,7 +113,7 @@ def compiled(name: str, kinds: tuple[tuple[str, int, str], ...]) -> int:
 
 
 KEPT_ALIVE: list[Any] = []
-DIGEST = f"{zlib.crc32(b''.join(path.read_bytes() for path in sorted(Path(__file__).parent.glob('numba_*.py')))):08x}"
+DIGEST = f"{zlib.crc32(b''.join(path.read_bytes() for path in sorted(Path(__file__).parent.glob('*.py')))):08x}"
 
 
 @functools.cache
@@ -188,4 +188,5 @@ def interpret(table: Array, starts: Array, steps: int) -> None:
             call(table[start], table.ctypes.data + WORD * (start + 1))
 
 
+interpret.__qualname__ += f"_{DIGEST}"  # for the reason that `compiled` gives
 replay = with_disk_cache(functools.partial(numba.njit, "void(int64[::1], int64[::1], intp)", nogil=True), interpret)

@@ -113,6 +113,8 @@ def blas(v: Any, operands: Any, alpha: Any, beta: Any) -> Any:
             by_rows = ir.Constant(by_rows.type, ty.layout == "C")
         order = v.builder.select(by_rows, *(ir.Constant(BYTES.pointee, ord(letter)) for letter in "nt"))
         step = v.builder.sdiv(v.builder.select(by_rows, *strides), v.index(v.size))
+        least = v.builder.select(by_rows, shape[1], shape[0])  # the stride of an axis of one element may be anything
+        step = v.builder.select(v.builder.icmp_signed("<", step, least), least, step)
         return *shape, order, v.builder.bitcast(array.data, BYTES), step
 
     (m, k, a_order, *a), (_, n, b_order, *b), (*_, c_data, c_step) = (operand(*x) for x in operands)
