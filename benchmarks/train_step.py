@@ -267,20 +267,28 @@ def check(task: Task, contender: str, steps: int = 3) -> None:
         np.testing.assert_allclose(w - start, e - start, rtol=0.02, atol=0.02 * moved, err_msg=f"{contender} {place}")
 
 
+def lanes_of_a_vector() -> int:
+    from fastbp.kernels.numba_products import VECTOR_BYTES
+
+    return VECTOR_BYTES // 4
+
+
 @cache
 def multiply_add_chains() -> Callable[[int, float], float]:
-    """A compiled loop of 12 independent chains of fused multiply-adds on vectors of 16 float32, in registers."""
+    """A compiled loop of 12 independent chains of fused multiply-adds on vectors of float32, in registers."""
     import numba
     from llvmlite import ir
     from numba.core import cgutils
     from numba.extending import intrinsic
 
+    lanes = lanes_of_a_vector()
+
     @intrinsic
     def chains(typing_context, n, x):
         def build(context, builder, signature, arguments):
-            vector = ir.VectorType(ir.FloatType(), LANES)
+            vector = ir.VectorType(ir.FloatType(), lanes)
             factor = ir.Constant(vector, ir.Undefined)
-            for lane in range(LANES):
+            for lane in range(lanes):
                 factor = builder.insert_element(factor, arguments[1], ir.Constant(ir.IntType(32), lane))
             sums = [cgutils.alloca_once_value(builder, factor) for _ in range(CHAINS)]
             with cgutils.for_range(builder, arguments[0]):
@@ -302,7 +310,7 @@ def multiply_add_chains() -> Callable[[int, float], float]:
     return run
 
 
-LANES, CHAINS = 16, 12
+CHAINS = 12
 
 
 def peak_gflops() -> float:
@@ -310,7 +318,7 @@ def peak_gflops() -> float:
     n = 100_000
     start = time.perf_counter()
     multiply_add_chains()(n, np.float32(0.5))
-    return 2 * LANES * CHAINS * n / (time.perf_counter() - start) / 1e9
+    return 2 * lanes_of_a_vector() * CHAINS * n / (time.perf_counter() - start) / 1e9
 
 
 def measure(task: Task, contenders: list[str], repeats: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .kernels.engine import DTypeError, real_array
+from .kernels.engine import DTypeError, native, real_array
 from .kernels.ops import Array
 
 __all__ = ["as_count", "as_features", "as_labels", "as_values"]
@@ -21,9 +21,7 @@ def as_features(x: Any, features: int | None, name: str = "X", dtype: Any = np.f
         hint = "; a single row is X.reshape(1, -1)" if array.ndim == 1 else ""
         raise ValueError(f"{name} must have shape (rows, {features or 'features'}), got {array.shape}{hint}")
     _check_finite(array, name, dtype)
-    if array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
-        array = array.astype(np.float64)
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    return native(array)
 
 
 def as_values(y: Any, rows: int, width: int, name: str = "y", dtype: Any = np.float64) -> Array:

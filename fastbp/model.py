@@ -7,7 +7,7 @@ import copy
 import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -24,6 +24,7 @@ from .progress import Progress
 from .selection import engine as choose_engine
 from .steps import Run, record_forward, record_training, signature
 from .tape import Recorder, Tape
+from .threads import limited_threads
 
 __all__ = ["Gradients", "Sequential"]
 
@@ -96,7 +97,7 @@ class Sequential:
         threads: int | None = None,
     ) -> None:
         self._dtype = _float_type(dtype)
-        self.threads = None if threads is None else as_count(threads, "threads")
+        self.threads = threads
         self._engine = choose_engine(engine)
         self.loss = loss
         self.history: dict[str, list[float]] = {}
@@ -104,6 +105,7 @@ class Sequential:
         self._rng = np.random.Generator(np.random.Philox(self._seeds))
         self._layers: tuple[Layer, ...] = ()
         self._optimizer: Optimizer | None = None
+        self._lock, self._recording = threading.RLock(), threading.RLock()
         self._assemble(layers, optimizer)
 
     @property
@@ -113,6 +115,14 @@ class Sequential:
     @property
     def dtype(self) -> np.dtype[Any]:
         return self._dtype
+
+    @property
+    def threads(self) -> int | None:
+        return self._threads
+
+    @threads.setter
+    def threads(self, threads: int | None) -> None:
+        self._threads = None if threads is None else as_count(threads, "threads")
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -199,7 +209,7 @@ class Sequential:
         data = {"X": self.engine.table(X), "y": self.engine.table(y), "order": self.engine.table(order)}
         full, rest = divmod(len(X), batch_size)
         threads = self.threads if threads is None else as_count(threads, "threads")
-        with self._lock, limited_threads(threads), contextlib.ExitStack() as bound, progress:
+        with self._lock, limited_threads(threads, self.engine), contextlib.ExitStack() as bound, progress:
             tapes = []
             for batch, steps in ((batch_size, full), (rest, 1)):
                 if batch and steps:
@@ -256,7 +266,7 @@ class Sequential:
         X, y = self._checked(X, y)
         layers = [x.twin(**{name: x.__dict__[name].copy() for name in x.state}) for x in self.layers]
         outputs = self.engine.asarray(X, self.dtype)
-        with limited_threads(self.threads):
+        with limited_threads(self.threads, self.engine):
             for layer in layers:
                 outputs = layer.forward(outputs)
             mean = loss.forward(outputs, y)
@@ -268,7 +278,7 @@ class Sequential:
     def forward(self, X: Any) -> Array:
         """The last layer's output in a training pass; each layer keeps its own `output` to look at."""
         outputs = self.engine.asarray(as_features(X, self._features, dtype=self.dtype), self.dtype)
-        with limited_threads(self.threads):
+        with limited_threads(self.threads, self.engine):
             for layer in self.layers:
                 outputs = layer.forward(outputs)
         return outputs
@@ -290,7 +300,7 @@ class Sequential:
         gradient = self.engine.asarray(dvalues, self.dtype)
         if gradient.shape != self.layers[-1].output.shape:
             raise ValueError(f"dvalues must have shape {self.layers[-1].output.shape}, got {gradient.shape}")
-        with limited_threads(self.threads):
+        with limited_threads(self.threads, self.engine):
             for layer in reversed(self.layers):
                 gradient = layer.backward(gradient)
         return gradient
@@ -347,6 +357,7 @@ class Sequential:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
+        self._lock, self._recording = threading.RLock(), threading.RLock()
         self._gather()
 
     def __repr__(self) -> str:
@@ -357,6 +368,10 @@ class Sequential:
 
     def _assemble(self, layers: Sequence[Layer], optimizer: Optimizer | None) -> None:
         """Take layers and optimizer into this model, or raise before anything has changed."""
+        with self._lock, self._recording:  # not while another thread trains
+            self._assemble_alone(layers, optimizer)
+
+    def _assemble_alone(self, layers: Sequence[Layer], optimizer: Optimizer | None) -> None:
         if not isinstance(layers, Iterable):
             raise TypeError(f"layers must be a sequence of layers, got {layers!r}")
         layers = tuple(layers)
@@ -368,6 +383,8 @@ class Sequential:
         for place, (layer, following) in enumerate(zip(layers, (*layers[1:], None), strict=True)):
             if layer.owner is None:
                 layer.draw(self._rng, before_relu=isinstance(following, ReLU))
+                if lacking := layer.parameters().keys() - (layer.__dict__.keys() & layer.shapes().keys()):
+                    raise TypeError(f"{layer!r}: shapes must name and draw must assign {', '.join(sorted(lacking))}")
                 layer.reseed(self._seeds, place)
         for part in (*self.layers, self.optimizer):
             if part is not None and part not in (*layers, optimizer):
@@ -404,7 +421,6 @@ class Sequential:
             self.optimizer.owner = self
             self.optimizer.prepare(self.engine, size, self.dtype)
         self._tapes: dict[Any, Tape] = {}
-        self._lock, self._recording = threading.RLock(), threading.RLock()
 
     def _tape(self, *key: Any, record: Callable[[Recorder], None], parts: Sequence[Part]) -> Tape:
         """The recording for `key` and the parts as they are; made where it is not there yet."""
@@ -437,7 +453,7 @@ class Sequential:
         """The last layer's output for all rows of X, as a NumPy array."""
         X = as_features(X, self._features, dtype=self.dtype)
         outputs = []
-        with limited_threads(self.threads):
+        with limited_threads(self.threads, self.engine):
             for start in range(0, len(X), PREDICT_ROWS):
                 piece = X[start : start + PREDICT_ROWS]
                 record = partial(record_forward, self, rows=piece.shape[0], features=piece.shape[1])
@@ -460,24 +476,6 @@ class Sequential:
 def arrays_of(part: Part) -> list[Array]:
     """The arrays that a part keeps from call to call, besides a layer's parameters."""
     return [part.__dict__[name] for name in part.state]
-
-
-def limited_threads(threads: int | None) -> contextlib.AbstractContextManager[Any]:
-    """Hold BLAS to `threads` threads, for a ``with`` block."""
-    if threads is None:
-        return contextlib.nullcontext()
-    limits: contextlib.AbstractContextManager[Any] = _libraries().limit(limits=threads, user_api="blas")
-    return limits
-
-
-@cache
-def _libraries() -> Any:
-    """The loaded libraries that have threads; finding them takes longer than a small fit."""
-    try:
-        from threadpoolctl import ThreadpoolController
-    except ImportError:
-        raise ImportError("threads= needs threadpoolctl: pip install threadpoolctl") from None
-    return ThreadpoolController()
 
 
 def _float_type(dtype: Any) -> np.dtype[Any]:

@@ -78,7 +78,9 @@ def engine(name: str | Engine | None = None) -> Engine:
     >>> fastbp.engine("numpy").name
     'numpy'
     """
-    chosen = name or _used.get() or _default or os.environ.get("FASTBP_ENGINE") or "numpy"
+    if name is not None and not isinstance(name, str | Engine):
+        raise ValueError(f"engine must be one of {', '.join(_KNOWN)}, got {name!r}")
+    chosen = name if name is not None else _used.get() or _default or os.environ.get("FASTBP_ENGINE") or "numpy"
     return chosen if isinstance(chosen, Engine) else _load(chosen)
 
 
@@ -132,5 +134,8 @@ def _load(name: str) -> Engine:
     if reason := _why_not(name):
         raise EngineNotAvailable(f"engine {name!r} is not available: {reason}")
     module, _, attribute = _KNOWN[name].location.partition(":")
-    loaded: Engine = getattr(importlib.import_module(module, __package__), attribute)()
+    try:
+        loaded: Engine = getattr(importlib.import_module(module, __package__), attribute)()
+    except ImportError as error:
+        raise EngineNotAvailable(f"engine {name!r} is not available: {error}") from error
     return loaded

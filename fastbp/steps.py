@@ -142,8 +142,8 @@ class Run:
                 array[...] = kept
             what = "weights became infinite" if np.isfinite(loss) else f"loss became {loss}"
             raise FloatingPointError(
-                f"the {what} in epoch {len(self._model.history.get('loss', [])) + 1}, between the steps "
-                f"{self._steps + 1} and {self._steps + steps} of this call; the weights are back at step "
+                f"the {what} in epoch {len(self._model.history.get('loss', [])) + bool(steps)}, between the steps "
+                f"{self._steps + bool(steps)} and {self._steps + steps} of this call; the weights are back at step "
                 f"{self._snapshot_step}. Try a smaller lr, inputs scaled to about 1, or dtype=np.float64"
             )
         self._steps += steps

@@ -11,7 +11,7 @@ import numpy as np
 
 from .ops import OPS, Arg, Array, Op
 
-__all__ = ["Call", "DTypeError", "Engine", "OpCaller", "Program", "real_array"]
+__all__ = ["Call", "DTypeError", "Engine", "OpCaller", "Program", "native", "real_array"]
 
 
 BUFFER = 512  # elements: what NumPy may allocate to broadcast or convert, in each call
@@ -109,6 +109,9 @@ class Engine(OpCaller):
         """Numbers for an op's ``s`` arguments."""
         return self.asarray(np.array(values, np.float64))
 
+    def load_libraries(self) -> None:
+        """Load now what would be loaded when it is first needed."""
+
     def program(self, calls: Sequence[Call]) -> Program:
         return CallByCall(self, calls)
 
@@ -127,6 +130,12 @@ class Engine(OpCaller):
             raise TypeError(f"{op.name} takes {len(op.inputs)} arguments ({names}), got {len(arguments)}")
         inputs, floats = self._inputs(op, arguments)
         sizes = op.sizes([array.shape for array in inputs])
+        for arg, array in zip(op.inputs, inputs, strict=True):
+            if arg.below and not 0 <= array.min() <= array.max() < sizes[arg.below]:
+                raise ValueError(
+                    f"{op.name}: {arg.name} must hold numbers from 0 to {sizes[arg.below] - 1}, "
+                    f"got {array.min()} to {array.max()}"
+                )
         if out is None:
             outputs = [self.empty(op.shape(arg, sizes), arg.dtype(floats)) for arg in op.outputs]
         else:
@@ -148,7 +157,7 @@ class Engine(OpCaller):
         arrays: list[Array] = []
         floats: np.dtype[Any] | None = None
         for arg, value in zip(op.inputs, arguments, strict=True):
-            array = value if arg.inplace else real_array(value) if arg.kind == "a" else self.asarray(value)
+            array = value if arg.inplace else native(real_array(value)) if arg.kind == "a" else self.asarray(value)
             if arg.kind in "fa" and floats is None:
                 dtype = getattr(array, "dtype", None)
                 floats = dtype if dtype is not None and dtype in (np.float32, np.float64) else np.dtype(np.float64)
@@ -238,6 +247,13 @@ def scratch_for(calls: Sequence[Call]) -> tuple[tuple[int], np.dtype[Any]]:
         largest = max(largest, math.prod(sorted(sizes)[-2:]))
         floats = next((a.dtype for a in arguments if a.dtype.kind == "f" and a.dtype != np.float64), floats)
     return (6 * largest + 4096,), floats
+
+
+def native(array: Array) -> Array:
+    """The array in a dtype that kernels read: of this machine's byte order, floats of 32 or 64 bits."""
+    if array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
+        return array.astype(np.float64)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def real_array(x: Any, name: str = "x") -> Array:

@@ -8,6 +8,7 @@ op's arrays its address, shape and strides. A table of rows, each behind the add
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import zlib
 from collections.abc import Callable, Sequence
@@ -48,6 +49,9 @@ class NumbaEngine(Engine):
             return self.empty(shape, dtype)
         step = VECTOR_BYTES // np.dtype(dtype).itemsize
         return self.empty((shape[0], -(-shape[1] // step) * step), dtype)[:, : shape[1]]
+
+    def load_libraries(self) -> None:
+        importlib.import_module("scipy.linalg.cython_blas")
 
     def program(self, calls: Sequence[Call]) -> Program:
         return Table(calls, self.empty(*scratch_for(calls)))

@@ -12,8 +12,9 @@ u     uint64: keys and counters of random numbers
 a     any real dtype, rows at any stride: the user's own data
 ====  =======================================================================
 
-Letters are dimensions that must agree within a call, ``!`` marks an argument that is updated in place. Everything else
-about an op (shape errors, allocation, lowering, tests, benchmarks) follows from its row.
+Letters are dimensions that must agree within a call, ``!`` marks an argument that is updated in place, and ``<N`` says
+that its numbers run from 0 to below a dimension. Everything else about an op (shape errors, allocation, lowering, tests,
+benchmarks) follows from its row.
 """
 
 from __future__ import annotations
@@ -45,14 +46,15 @@ class Arg(NamedTuple):
     kind: str
     dims: tuple[str, ...]
     inplace: bool
+    below: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Arg:
-        match = re.fullmatch(r"(\w+)(!?):([fisua])\[([\w,]+)\]", text)
+        match = re.fullmatch(r"(\w+)(!?):([fisua])\[([\w,]+)\](?:<(\w))?", text)
         if match is None:
             raise ValueError(f"an argument must read name:kind[dimensions], got {text!r}")
-        name, mark, kind, dims = match.groups()
-        return cls(name, kind, tuple(dims.split(",")), bool(mark))
+        name, mark, kind, dims, below = match.groups()
+        return cls(name, kind, tuple(dims.split(",")), bool(mark), below or "")
 
     def dtype(self, floats: np.dtype[Any]) -> np.dtype[Any]:
         """The dtype of this argument where the model's float type is `floats`."""
@@ -182,8 +184,8 @@ OPS: dict[str, Op] = {
     for op in [
         # a batch: the next rows in order, gathered and converted to the model's float type
         Op("next_batch", "order:i[M] cursor!:i[1] rows!:i[B] ->"),
-        Op("take", "x:a[M,K] rows:i[B] -> xb:f[B,K]", samples={"rows": _first_numbers}),
-        Op("take_labels", "t:i[M] rows:i[B] -> tb:i[B]", samples={"rows": _first_numbers}),
+        Op("take", "x:a[M,K] rows:i[B]<M -> xb:f[B,K]", samples={"rows": _first_numbers}),
+        Op("take_labels", "t:i[M] rows:i[B]<M -> tb:i[B]", samples={"rows": _first_numbers}),
         # layers
         Op("dense_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> z:f[B,N]", _product),
         Op("dense_input_grad", "dz:f[B,N] w:f[K,N] -> dx:f[B,K]", _product),
@@ -202,10 +204,10 @@ OPS: dict[str, Op] = {
         Op("softmax_jacobian", "p:f[B,N] -> j:f[B,N,N]", lambda d: 2 * d["B"] * d["N"] ** 2, {"p": _probabilities}),
         Op("softmax_backward", "dp:f[B,N] p:f[B,N] -> dz:f[B,N]", _per_element(4), {"p": _probabilities}),
         # losses: total[0] += the sum of the rows' losses, total[1] += what their mean is divided by
-        Op("cross_entropy_forward", "p:f[B,N] t:i[B] total!:s[2] -> cost:f[B]", lambda d: 2 * d["B"], _CLASSIFIED),
-        Op("cross_entropy_backward", "p:f[B,N] t:i[B] -> dp:f[B,N]", lambda d: 2 * d["B"], _CLASSIFIED),
-        Op("softmax_cross_entropy", "z:f[B,N] t:i[B] total!:s[2] -> dz:f[B,N]", _per_element(6), _CLASSIFIED),
-        Op("softmax_cross_entropy_backward", "p:f[B,N] t:i[B] -> dz:f[B,N]", _per_element(1), _CLASSIFIED),
+        Op("cross_entropy_forward", "p:f[B,N] t:i[B]<N total!:s[2] -> cost:f[B]", lambda d: 2 * d["B"], _CLASSIFIED),
+        Op("cross_entropy_backward", "p:f[B,N] t:i[B]<N -> dp:f[B,N]", lambda d: 2 * d["B"], _CLASSIFIED),
+        Op("softmax_cross_entropy", "z:f[B,N] t:i[B]<N total!:s[2] -> dz:f[B,N]", _per_element(6), _CLASSIFIED),
+        Op("softmax_cross_entropy_backward", "p:f[B,N] t:i[B]<N -> dz:f[B,N]", _per_element(1), _CLASSIFIED),
         Op("mean_squared_error", "y:f[B,N] t:f[B,N] total!:s[2] -> dy:f[B,N]", _per_element(4)),
         # two or three of the above in one; `fusion.RULES` says which
         Op("dense_relu_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> y:f[B,N]", _product),
@@ -215,21 +217,21 @@ OPS: dict[str, Op] = {
         Op("dense_bias_sgd", "dz:f[B,N] b!:f[1,N] lr:s[1] ->", _per_element(1), {"lr": _fraction}),
         Op(
             "dense_softmax_cross_entropy",
-            "x:f[B,K] w:f[K,N] b:f[1,N] t:i[B] total!:s[2] -> dz:f[B,N]",
+            "x:f[B,K] w:f[K,N] b:f[1,N] t:i[B]<N total!:s[2] -> dz:f[B,N]",
             _product,
             _CLASSIFIED,
         ),
         # from a ReLU's output through the last layer and the loss back to the gradient in front of that ReLU
         Op(
             "classifier_grads",
-            "x:f[B,K] w:f[K,N] b:f[1,N] t:i[B] total!:s[2] -> dz:f[B,N] dx:f[B,K] db:f[1,K]",
+            "x:f[B,K] w:f[K,N] b:f[1,N] t:i[B]<N total!:s[2] -> dz:f[B,N] dx:f[B,K] db:f[1,K]",
             lambda d: 2 * _product(d),
             _CLASSIFIED | {"x": _rectified},
         ),
         # the same, and plain SGD on that layer
         Op(
             "classifier_sgd",
-            "x:f[B,K] w!:f[K,N] b!:f[1,N] t:i[B] total!:s[2] lr:s[1] -> dx:f[B,K] db:f[1,K]",
+            "x:f[B,K] w!:f[K,N] b!:f[1,N] t:i[B]<N total!:s[2] lr:s[1] -> dx:f[B,K] db:f[1,K]",
             lambda d: 3 * _product(d),
             _CLASSIFIED | {"x": _rectified, "lr": _fraction},
         ),

@@ -1,0 +1,59 @@
+"""Holding BLAS to some threads. The setting belongs to the whole process, so those who ask for it at once share one."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from .kernels.engine import Engine
+
+__all__ = ["limited_threads"]
+
+_lock = threading.Lock()
+_asked: list[int] = []
+_before: list[tuple[Any, int]] = []  # each BLAS library, and its threads before anyone asked
+
+
+@contextlib.contextmanager
+def limited_threads(threads: int | None, engine: Engine) -> Iterator[None]:
+    """Hold BLAS to `threads` threads for a ``with`` block; where several ask, to the least.
+
+    Raises
+    ------
+    ImportError
+        Where threadpoolctl is not installed.
+    """
+    if threads is None:
+        yield
+        return
+    libraries = _libraries(engine)
+    with _lock:
+        if not _asked:
+            _before[:] = [(library, library.get_num_threads()) for library in libraries]
+        _asked.append(threads)
+        _apply()
+    try:
+        yield
+    finally:
+        with _lock:
+            _asked.remove(threads)
+            _apply()
+
+
+def _apply() -> None:
+    for library, before in _before:
+        library.set_num_threads(min([before, *_asked]))
+
+
+@cache
+def _libraries(engine: Engine) -> list[Any]:
+    """The BLAS libraries that an engine uses; finding them takes longer than a small fit."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        raise ImportError("threads= needs threadpoolctl: pip install threadpoolctl") from None
+    engine.load_libraries()
+    return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
