@@ -13,8 +13,8 @@ a     any real dtype, rows at any stride: the user's own data
 ====  =======================================================================
 
 Letters are dimensions that must agree within a call, ``!`` marks an argument that is updated in place, and ``<N`` says
-that its numbers run from 0 to below a dimension. Everything else about an op (shape errors, allocation, lowering, tests,
-benchmarks) follows from its row.
+that its numbers run from 0 to below a dimension. Everything else about an op follows from its row: shape errors,
+allocation, lowering, tests, benchmarks.
 """
 
 from __future__ import annotations
