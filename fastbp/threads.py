@@ -17,8 +17,7 @@ _asked: list[int] = []
 _before: list[tuple[Any, int]] = []  # each BLAS library, and its threads before anyone asked
 
 
-@contextlib.contextmanager
-def limited_threads(threads: int | None, engine: Engine) -> Iterator[None]:
+def limited_threads(threads: int | None, engine: Engine) -> contextlib.AbstractContextManager[None]:
     """Hold BLAS to `threads` threads for a ``with`` block; where several ask, to the least.
 
     Raises
@@ -26,10 +25,11 @@ def limited_threads(threads: int | None, engine: Engine) -> Iterator[None]:
     ImportError
         Where threadpoolctl is not installed.
     """
-    if threads is None:
-        yield
-        return
-    libraries = _libraries(engine)
+    return contextlib.nullcontext() if threads is None else _limited(threads, _libraries(engine))
+
+
+@contextlib.contextmanager
+def _limited(threads: int, libraries: list[Any]) -> Iterator[None]:
     with _lock:
         if not _asked:
             _before[:] = [(library, library.get_num_threads()) for library in libraries]
