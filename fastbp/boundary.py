@@ -9,7 +9,7 @@ import numpy as np
 from .kernels.engine import DTypeError, native, real_array
 from .kernels.ops import Array
 
-__all__ = ["as_count", "as_features", "as_labels", "as_values"]
+__all__ = ["as_count", "as_features", "as_float_type", "as_labels", "as_pair", "as_values"]
 
 _ELEMENTS_AT_A_TIME = 1 << 20
 
@@ -66,6 +66,23 @@ def as_count(value: Any, name: str, least: int = 1) -> int:
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
     return int(value)
+
+
+def as_pair(value: Any, name: str) -> tuple[Any, Any]:
+    """Check a pair (X, y)."""
+    if isinstance(value, tuple | list) and len(value) == 2:
+        return value[0], value[1]
+    size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+    raise ValueError(f"{name} must be a pair (X, y), got {type(value).__name__}{size}")
+
+
+def as_float_type(dtype: Any) -> np.dtype[Any]:
+    """Check a dtype to compute in: float32 or float64, as a type, a dtype or a name."""
+    name = getattr(dtype, "name", getattr(dtype, "__name__", dtype))
+    if name not in ("float32", "float64", "float"):
+        raise ValueError(f"dtype must be float32 or float64, got {name}")
+    known: np.dtype[Any] = np.dtype(name)
+    return known
 
 
 def _check_finite(array: Array, name: str, dtype: Any = np.float64) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
-from .boundary import as_count, as_features
+from .boundary import as_count, as_features, as_float_type, as_pair
 from .kernels.engine import Engine
 from .kernels.ops import Array
 from .layers import Layer, ReLU
@@ -96,7 +96,7 @@ class Sequential:
         seed: int | None = None,
         threads: int | None = None,
     ) -> None:
-        self._dtype = _float_type(dtype)
+        self._dtype = as_float_type(dtype)
         self.threads = threads
         self._engine = choose_engine(engine)
         self.loss = loss
@@ -197,13 +197,11 @@ class Sequential:
             raise ValueError("no layer of this model has parameters to train")
         epochs, batch_size = as_count(epochs, "epochs"), as_count(batch_size, "batch_size")
         X, y = self._checked(X, y)
-        if validation_data is not None and not (
-            isinstance(validation_data, tuple | list) and len(validation_data) == 2
-        ):
-            size = f" of {len(validation_data)}" if isinstance(validation_data, tuple | list) else ""
-            got = f"{type(validation_data).__name__}{size}"
-            raise ValueError(f"validation_data must be a pair (X, y), got {got}")
-        held_out = None if validation_data is None else self._checked(*validation_data, "validation_data: ")
+        held_out = (
+            None
+            if validation_data is None
+            else self._checked(*as_pair(validation_data, "validation_data"), "validation_data: ")
+        )
         progress = Progress(epochs, verbose)
         order = np.arange(len(X))
         data = {"X": self.engine.table(X), "y": self.engine.table(y), "order": self.engine.table(order)}
@@ -476,14 +474,6 @@ class Sequential:
 def arrays_of(part: Part) -> list[Array]:
     """The arrays that a part keeps from call to call, besides a layer's parameters."""
     return [part.__dict__[name] for name in part.state]
-
-
-def _float_type(dtype: Any) -> np.dtype[Any]:
-    name = getattr(dtype, "name", getattr(dtype, "__name__", dtype))
-    if name not in ("float32", "float64", "float"):
-        raise ValueError(f"dtype must be float32 or float64, got {name}")
-    known: np.dtype[Any] = np.dtype(name)
-    return known
 
 
 def _needed(name: str, part: P | None) -> P:
