@@ -28,9 +28,24 @@ class Loss(Part):
     def __init__(self, *, engine: str | Engine | None = None) -> None:
         self.engine = choose_engine(engine)
 
-    def gradient(self, outputs: Array, targets: Array, total: Array) -> Array:
-        """The gradient of the mean loss; adds the loss to `total`, as sum and count."""
+    def gradient(self, outputs: Array, targets: Array, weights: Array | None, total: Array) -> Array:
+        """The gradient of the loss by `outputs`; adds the loss to `total`, as the two numbers that `value` divides.
+
+        Parameters
+        ----------
+        outputs : array, shape (batch, width)
+        targets : array, shape (batch,) of int64 or (batch, width)
+            What `targets` made of a user's labels or numbers.
+        weights : array, shape (batch,), or None
+            How much each row counts; None where all count 1.
+        total : array, shape (2,) of float64
+        """
         raise NotImplementedError
+
+    def value(self, total: Array) -> float:
+        """The loss, from what `gradient` added up."""
+        numerator, denominator = self.engine.asnumpy(total)
+        return float(numerator / denominator) if denominator else 0.0
 
     def forward(self, outputs: Array, y: Array) -> float:
         """Compute the mean loss of a batch.
@@ -55,11 +70,10 @@ class Loss(Part):
         outputs = self.engine.asarray(outputs)
         if outputs.ndim != 2:
             raise ValueError(f"outputs must have shape (batch, classes), got {outputs.shape}")
-        targets = self.targets(y, *outputs.shape)
+        targets, weights = self.targets(y, *outputs.shape)
         total = self.engine.zeros((2,), np.float64)
-        self.dinputs = self.gradient(outputs, targets, total)
-        numerator, denominator = self.engine.asnumpy(total)
-        return float(numerator / denominator)
+        self.dinputs = self.gradient(outputs, targets, weights, total)
+        return self.value(total)
 
     def backward(self) -> Array:
         """Return the gradient of the last `forward`'s mean loss by `outputs`; also kept as `dinputs`."""
@@ -67,9 +81,13 @@ class Loss(Part):
             raise AttributeError(f"{self!r} has no gradient yet: call forward(outputs, y) first")
         return self.dinputs
 
-    def targets(self, y: Any, rows: int, width: int, name: str = "y", dtype: Any = np.float64) -> Array:
-        """Check `y` against outputs of shape (rows, width), and turn it into what `gradient` takes."""
-        return as_labels(y, rows, width, name) if self.classifies else as_values(y, rows, width, name, dtype)
+    def targets(
+        self, y: Any, rows: int, width: int, sample_weight: Any = None, name: str = "y", dtype: Any = np.float64
+    ) -> tuple[Array, Array | None]:
+        """Check `y` and `sample_weight` against outputs of shape (rows, width); returns what `gradient` takes."""
+        if self.classifies:
+            return as_labels(y, rows, width, name), None
+        return as_values(y, rows, width, name, dtype), None
 
     @classmethod
     def stored(cls) -> tuple[str, ...]:
@@ -93,7 +111,7 @@ class SoftmaxCrossEntropy(Loss):
     array([[ 0.5, -0.5]])
     """
 
-    def gradient(self, outputs: Array, targets: Array, total: Array) -> Array:
+    def gradient(self, outputs: Array, targets: Array, weights: Array | None, total: Array) -> Array:
         gradient: Array = self.engine.softmax_cross_entropy(outputs, targets, total)
         return gradient
 
@@ -117,7 +135,7 @@ class CategoricalCrossEntropy(Loss):
     array([[-4.,  0.]])
     """
 
-    def gradient(self, outputs: Array, targets: Array, total: Array) -> Array:
+    def gradient(self, outputs: Array, targets: Array, weights: Array | None, total: Array) -> Array:
         self.costs = self.engine.cross_entropy_forward(outputs, targets, total)
         gradient: Array = self.engine.cross_entropy_backward(outputs, targets)
         return gradient
@@ -142,6 +160,6 @@ class MeanSquaredError(Loss):
 
     classifies = False
 
-    def gradient(self, outputs: Array, targets: Array, total: Array) -> Array:
+    def gradient(self, outputs: Array, targets: Array, weights: Array | None, total: Array) -> Array:
         gradient: Array = self.engine.mean_squared_error(outputs, targets, total)
         return gradient

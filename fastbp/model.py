@@ -309,7 +309,7 @@ class Sequential:
         for place, layer in enumerate(self.layers):
             for name, memory in self.gradient_memory(place).items():
                 memory[...] = getattr(layer, f"d{name}")
-        optimizer.update(self.parameters, self.parameter_gradients)
+        optimizer.update(self.parameters, self.parameter_gradients, None)
 
     def summary(self) -> str:
         """A table of the layers, as text."""
@@ -445,7 +445,7 @@ class Sequential:
         width = X.shape[1]
         for layer in self.layers:
             width = layer.width(width)
-        return X, _needed("loss", self.loss).targets(y, len(X), width, f"{prefix}y", self.dtype)
+        return X, _needed("loss", self.loss).targets(y, len(X), width, None, f"{prefix}y", self.dtype)[0]
 
     def _outputs(self, X: Any) -> Array:
         """The last layer's output for all rows of X, as a NumPy array."""

@@ -61,8 +61,16 @@ class Optimizer(Part):
     def state(self) -> tuple[str, ...]:  # type: ignore[override]
         return (*self.cells, *self.slots)
 
-    def update(self, parameters: Array, gradients: Array) -> None:
-        """Take one step: `parameters` change in place. Both are flat arrays of one size."""
+    def update(self, parameters: Array, gradients: Array, decayed: tuple[Array, Array] | None) -> None:
+        """Take one step: `parameters` change in place.
+
+        Parameters
+        ----------
+        parameters, gradients : array, shape (size,)
+            All that is trained, flat.
+        decayed : (array, array) or None
+            Views of the first of them, to which weight decay applies; None where it applies to none.
+        """
         raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
@@ -101,7 +109,7 @@ class SGD(Optimizer):
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0, got momentum=0.0")
 
-    def update(self, parameters: Array, gradients: Array) -> None:
+    def update(self, parameters: Array, gradients: Array, decayed: tuple[Array, Array] | None) -> None:
         if self.momentum:
             numbers = self.engine.scalar(self.momentum), self.engine.scalar(self.nesterov)
             self.engine.sgd_momentum(parameters, self.velocity, gradients, self.rate, *numbers)
@@ -142,7 +150,7 @@ class Adam(Optimizer):
         self.eps = _number("eps", eps)
         self.steps = np.zeros(1)
 
-    def update(self, parameters: Array, gradients: Array) -> None:
+    def update(self, parameters: Array, gradients: Array, decayed: tuple[Array, Array] | None) -> None:
         numbers = self.engine.scalar(*self.betas), self.engine.scalar(self.eps)
         self.engine.adam(parameters, self.m, self.v, gradients, self.rate, *numbers, self.steps)
 

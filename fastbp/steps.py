@@ -40,7 +40,7 @@ def record_training(model: Sequential, recorder: Recorder, data: dict[str, Array
             outputs = recorder.asarray(layer.forward(outputs))
     with named(model.loss, "gradient"):
         loss = recorded(model.loss, recorder)
-        dvalues = recorder.asarray(loss.gradient(outputs, targets, recorder.adopt(model.total)))
+        dvalues = recorder.asarray(loss.gradient(outputs, targets, None, recorder.adopt(model.total)))
     for layer in reversed(layers):
         with named(layer, "backward"):
             dvalues = recorder.asarray(layer.backward(dvalues))
@@ -51,7 +51,7 @@ def record_training(model: Sequential, recorder: Recorder, data: dict[str, Array
     with named(model.optimizer, "update"):
         parameters, gradients = recorder.adopt(model.parameters), recorder.adopt(model.parameter_gradients)
         optimizer = recorded(model.optimizer, recorder)
-        optimizer.update(parameters, gradients)
+        optimizer.update(parameters, gradients, None)
     for part, twin in zip((*model.layers, model.loss, model.optimizer), (*layers, loss, optimizer), strict=True):
         for name, value in part.__dict__.items():
             if type(value) in (*PLAIN, float) and twin.__dict__[name] != value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -228,6 +229,11 @@ class CallByCall:
     def release(self) -> None:
         if self._has_slots:
             self._bound = []
+
+
+def kernels_of(*modules: ModuleType) -> dict[str, Callable[..., None]]:
+    """The functions of some modules that are named as ops."""
+    return {name: kernel for module in modules for name, kernel in vars(module).items() if name in OPS}
 
 
 def needs_scratch(kernel: Callable[..., None], op: Op) -> bool:

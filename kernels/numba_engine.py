@@ -1,8 +1,8 @@
 """CPU kernels compiled by Numba, called through pointers.
 
-Each op of `numba_kernels` becomes a C function of one argument: the address of a *row*, which lists for each of the
-op's arrays its address, shape and strides. A table of rows, each behind the address of its op, is a program that
-`replay` runs without the GIL. It knows no op; an eager call is a table of one row.
+Each op of `numba_layers` and its neighbours becomes a C function of one argument: the address of a *row*, which lists
+for each of the op's arrays its address, shape and strides. A table of rows, each behind the address of its op, is a
+program that `replay` runs without the GIL. It knows no op; an eager call is a table of one row.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
-from . import numba_kernels
-from .engine import Call, Engine, Program, needs_scratch, scratch_for
+from . import numba_fused, numba_layers, numba_losses, numba_optim
+from .engine import Call, Engine, Program, kernels_of, needs_scratch, scratch_for
 from .numba_math import FAST
 from .numba_products import VECTOR_BYTES
 from .ops import OPS, Array, Op
@@ -32,6 +32,7 @@ from .ops import OPS, Array, Op
 __all__ = ["NumbaEngine"]
 
 WORD = 8
+KERNELS = kernels_of(numba_layers, numba_losses, numba_optim, numba_fused)
 
 log = logging.getLogger("fastbp")
 
@@ -41,7 +42,7 @@ class NumbaEngine(Engine):
     device = "cpu"
 
     def supports(self, op: Op) -> bool:
-        return hasattr(numba_kernels, op.name)
+        return op.name in KERNELS
 
     def buffer(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """A matrix whose rows each begin on a boundary of vectors."""
@@ -98,7 +99,7 @@ def address_of(op: Op, arguments: Sequence[Array]) -> int:
 
 @functools.cache
 def compiled(name: str, kinds: tuple[tuple[str, int, str], ...]) -> int:
-    kernel = getattr(numba_kernels, name)
+    kernel = KERNELS[name]
     array_types = [types.Array(numba.from_dtype(np.dtype(d)), ndim, layout) for d, ndim, layout in kinds]
     if not needs_scratch(kernel, OPS[name]):
         array_types.pop()  # the row ends with it all the same

@@ -1,4 +1,4 @@
-"""Functions of numbers for the Numba engine: exponential and logarithm without calls, and random words."""
+"""Functions of numbers and rows for the Numba engine: exponential and logarithm without calls, random words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numba.extending import intrinsic, overload
 
 from .ops import Array
 
-__all__ = ["FAST", "exp", "log", "philox"]
+__all__ = ["FAST", "divide", "exp", "exp_shifted", "largest", "log", "philox"]
 
 # Kernels may reassociate sums, never assume finite values: with full fastmath, isfinite(NaN) compiles to False.
 FAST: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}
@@ -114,3 +114,28 @@ def same_bits(typingctx: Any, x: Any) -> Any:
         types.int64: types.float64,
     }[x]
     return other(x), lambda context, builder, signature, args: builder.bitcast(args[0], context.get_value_type(other))
+
+
+@njit(**FAST)
+def largest(x: Array) -> Any:
+    best = x[0]
+    for i in range(len(x)):
+        best = best if x[i] <= best else x[i]
+    return best
+
+
+@njit(**FAST)
+def exp_shifted(x: Array, y: Array) -> Any:
+    """y = exp(x - max x); returns the sum of y."""
+    top, total = largest(x), x.dtype.type(0)
+    for i in range(len(x)):
+        y[i] = exp(x[i] - top)
+        total += y[i]
+    return total
+
+
+@njit(**FAST)
+def divide(x: Array, by: Any) -> None:
+    factor = 1 / x.dtype.type(by)
+    for i in range(len(x)):
+        x[i] *= factor

@@ -9,13 +9,28 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-__all__ = ["BLAS_FROM", "VECTOR_BYTES", "copy_row", "narrow_product", "product"]
+from .numba_math import FAST
+from .ops import Array
+
+__all__ = [
+    "VECTOR_BYTES",
+    "copy_row",
+    "is_narrow",
+    "is_narrow_product",
+    "is_small",
+    "narrow_forward",
+    "narrow_product",
+    "product",
+    "room",
+    "transpose",
+    "transposed",
+]
 
 # The processor that Numba compiles for: the host, unless NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say otherwise.
 TRIPLE, _, FEATURES = cpu_target.target_context.codegen().magic_tuple()
@@ -336,3 +351,54 @@ def copy_row(typingctx: Any, source: Any, i: Any, to: Any, j: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(source, i, to, j), codegen
+
+
+@njit(**FAST)
+def is_narrow(x: Array) -> Any:
+    """Whether x has so many rows and so few columns that vectors should not run along its columns."""
+    lanes = VECTOR_BYTES // x.itemsize
+    return x.shape[1] < lanes <= x.shape[0]
+
+
+@njit(**FAST)
+def is_narrow_product(x: Array, w: Array) -> Any:
+    """Whether x @ w is small, and narrow as `is_narrow` says."""
+    lanes = VECTOR_BYTES // x.itemsize
+    return w.shape[1] < lanes <= x.shape[0] and is_small(x, w)
+
+
+@njit(**FAST)
+def is_small(a: Array, b: Array) -> Any:
+    """Whether the product of a and b is one for tiles, not for BLAS."""
+    return a.shape[0] * a.shape[1] * b.shape[1] < BLAS_FROM
+
+
+@njit(**FAST)
+def room(scratch: Array, rows: int, columns: int) -> Any:
+    """A matrix at the start of the scratch, and what is left behind it, both on a boundary of 256 bytes."""
+    used = (rows * columns + 63) // 64 * 64
+    return scratch[: rows * columns].reshape(rows, columns), scratch[used:]
+
+
+@njit(**FAST)
+def transpose(a: Array, at: Array) -> None:
+    for j in range(at.shape[0]):
+        for i in range(at.shape[1]):
+            at[j, i] = a[i, j]
+
+
+@njit(**FAST)
+def transposed(a: Array, scratch: Array) -> Any:
+    """The transposed matrix, in scratch, and what is left of that."""
+    at, rest = room(scratch, a.shape[1], a.shape[0])
+    transpose(a, at)
+    return at, rest
+
+
+@njit(**FAST)
+def narrow_forward(x: Array, w: Array, b: Array, scratch: Array) -> Any:
+    """The output of a layer with few neurons, transposed, in scratch, and what is left of that."""
+    wt, rest = transposed(w, scratch)
+    zt, rest = room(rest, w.shape[1], x.shape[0])
+    narrow_product(x, wt, b, zt)
+    return zt, rest

@@ -109,7 +109,7 @@ def test_what_is_no_op_is_refused_by_the_layers_name(engine, method, leak):
 
 def test_what_is_no_op_in_a_loss_is_refused(engine):
     class Difference(fastbp.MeanSquaredError):
-        def gradient(self, outputs, targets, total):
+        def gradient(self, outputs, targets, weights, total):
             return outputs - targets
 
     X, _ = small_data()
@@ -119,7 +119,7 @@ def test_what_is_no_op_in_a_loss_is_refused(engine):
 
 def test_what_is_no_op_in_an_optimizer_is_refused(engine):
     class Descent(fastbp.SGD):
-        def update(self, parameters, gradients):
+        def update(self, parameters, gradients, decayed):
             parameters -= self.lr * gradients
 
     with pytest.raises(fastbp.RecordingError, match=r"Descent\(.*: update cannot be recorded"):

@@ -1,0 +1,112 @@
+"""What each op computes, as plain formulas of float64 arrays, to check engines against.
+
+A formula takes the op's inputs and returns what is updated in place, then the outputs. It shares no code with any
+engine: no BLAS, no ``out=``, no scratch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .op import Array
+
+__all__ = ["FORMULAS"]
+
+
+def softmax(z: Array) -> Array:
+    e = np.exp(z - z.max(1, keepdims=True))
+    p: Array = e / e.sum(1, keepdims=True)
+    return p
+
+
+def product(a: Array, b: Array) -> Array:
+    c: Array = (a[:, :, None] * b).sum(1)
+    return c
+
+
+def relu_input_grad(dz: Array, w: Array, y: Array) -> tuple[Array, ...]:
+    return (np.where(y <= 0, 0, product(dz, w.T)),)
+
+
+def one_hot(t: Array, p: Array) -> Array:
+    rows: Array = np.eye(p.shape[1])[t]
+    return rows
+
+
+def masked(x: Array, rate: Array, key: Array) -> tuple[Array, ...]:
+    """NumPy's own Philox, whose counter is (block, step, layer, 0)."""
+    random = np.random.Generator(np.random.Philox(key=key[:2], counter=[0, key[2], key[3], 0]))
+    mask = (random.random(x.shape, np.float32) >= rate) / (1 - rate[0])
+    return key + np.array([0, 0, 1, 0], np.uint64), x * mask, mask
+
+
+def momentum(p: Array, velocity: Array, g: Array, lr: Array, mu: Array, nesterov: Array) -> tuple[Array, ...]:
+    velocity = mu * velocity + g
+    return p - lr * (g + mu * velocity if nesterov else velocity), velocity
+
+
+def adam(
+    p: Array, m: Array, v: Array, g: Array, lr: Array, betas: Array, eps: Array, steps: Array
+) -> tuple[Array, ...]:
+    a, b = betas
+    m, v, k = a * m + (1 - a) * g, b * v + (1 - b) * g**2, steps + 1
+    return p - lr * (m / (1 - a**k)) / (np.sqrt(v / (1 - b**k)) + eps), m, v, k
+
+
+def cross_entropy(p: Array, t: Array, total: Array) -> tuple[Array, ...]:
+    cost = -np.log(np.clip(p[np.arange(len(t)), t], 1e-7, 1 - 1e-7))
+    return total + np.array([cost.sum(), len(t)]), cost
+
+
+def softmax_cross_entropy(z: Array, t: Array, total: Array) -> tuple[Array, ...]:
+    top = z.max(1)
+    costs = top + np.log(np.exp(z - top[:, None]).sum(1)) - z[np.arange(len(t)), t]
+    return total + np.array([costs.sum(), len(t)]), (softmax(z) - one_hot(t, z)) / len(t)
+
+
+def classifier_grads(x: Array, w: Array, b: Array, t: Array, total: Array) -> tuple[Array, ...]:
+    total, dz = softmax_cross_entropy(product(x, w) + b, t, total)
+    (dx,) = relu_input_grad(dz, w, x)
+    return total, dz, dx, dx.sum(0)[None]
+
+
+def classifier_sgd(x: Array, w: Array, b: Array, t: Array, total: Array, lr: Array) -> tuple[Array, ...]:
+    total, dz, dx, db = classifier_grads(x, w, b, t, total)
+    return w - lr * product(x.T, dz), b - lr * dz.sum(0), total, dx, db
+
+
+# what is updated in place, then the outputs
+FORMULAS: dict[str, Callable[..., tuple[Array, ...]]] = {
+    "next_batch": lambda order, cursor, rows: (cursor + len(rows), order[cursor[0] : cursor[0] + len(rows)]),
+    "take": lambda x, rows: (x[rows],),
+    "take_labels": lambda t, rows: (t[rows],),
+    "dense_forward": lambda x, w, b: (product(x, w) + b,),
+    "dense_input_grad": lambda dz, w: (product(dz, w.T),),
+    "dense_weight_grad": lambda x, dz: (product(x.T, dz),),
+    "dense_bias_grad": lambda dz: (dz.sum(0)[None],),
+    "relu_forward": lambda x: (np.where(x <= 0, 0, x),),
+    "relu_backward": lambda dy, y: (np.where(y <= 0, 0, dy),),
+    "dropout_forward": masked,
+    "dropout_backward": lambda dy, mask: (dy * mask,),
+    "softmax_forward": lambda z: (softmax(z),),
+    "softmax_jacobian": lambda p: (np.stack([np.diag(row) - np.outer(row, row) for row in p]),),
+    "softmax_backward": lambda dp, p: (p * (dp - (p * dp).sum(1, keepdims=True)),),
+    "cross_entropy_forward": cross_entropy,
+    "cross_entropy_backward": lambda p, t: (np.where(one_hot(t, p), -1 / p / len(t), 0),),
+    "softmax_cross_entropy": softmax_cross_entropy,
+    "softmax_cross_entropy_backward": lambda p, t: ((p - one_hot(t, p)) / len(t),),
+    "mean_squared_error": lambda y, t, total: (total + np.array([((y - t) ** 2).sum(), y.size]), 2 * (y - t) / y.size),
+    "dense_relu_forward": lambda x, w, b: (np.maximum(product(x, w) + b, 0),),
+    "dense_relu_input_grad": relu_input_grad,
+    "dense_relu_grads": lambda dz, w, y: (relu_input_grad(dz, w, y)[0], relu_input_grad(dz, w, y)[0].sum(0)[None]),
+    "dense_weight_sgd": lambda x, dz, w, lr: (w - lr * product(x.T, dz),),
+    "dense_bias_sgd": lambda dz, b, lr: (b - lr * dz.sum(0),),
+    "dense_softmax_cross_entropy": lambda x, w, b, *targets: softmax_cross_entropy(product(x, w) + b, *targets),
+    "classifier_grads": classifier_grads,
+    "classifier_sgd": classifier_sgd,
+    "sgd": lambda p, g, lr: (p - lr * g,),
+    "sgd_momentum": momentum,
+    "adam": adam,
+}

@@ -1,0 +1,124 @@
+"""Neighbouring ops in one, for Numba to compile; see `numba_layers`."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from .numba_losses import cross_entropy_by_class, softmax_cross_entropy_of
+from .numba_math import FAST
+from .numba_products import (
+    is_narrow,
+    is_narrow_product,
+    is_small,
+    narrow_forward,
+    narrow_product,
+    product,
+    room,
+    transpose,
+    transposed,
+)
+from .ops import Array
+
+
+def dense_relu_forward(x: Array, w: Array, b: Array, y: Array) -> None:
+    product(x, w, y, bias=b, relu=True)
+
+
+def dense_relu_input_grad(dz: Array, w: Array, y: Array, dx: Array, scratch: Array) -> None:
+    if is_small(dz, w.T):
+        wt, _ = transposed(w, scratch)
+        product(dz, wt, dx, mask=y)
+    else:
+        product(dz, w.T, dx, mask=y)
+
+
+def dense_relu_grads(dz: Array, w: Array, y: Array, dx: Array, db: Array, scratch: Array) -> None:
+    db[:] = 0
+    if is_small(dz, w.T):
+        wt, _ = transposed(w, scratch)
+        product(dz, wt, dx, mask=y, sums=db)
+    else:
+        product(dz, w.T, dx, mask=y, sums=db)
+
+
+def dense_weight_sgd(x: Array, dz: Array, w: Array, lr: Array, scratch: Array) -> None:
+    rate = w.dtype.type(lr[0])
+    if is_narrow(dz):
+        dwt, _ = room(scratch, dz.shape[1], x.shape[1])
+        product(dz.T, x, dwt)
+        for j in range(w.shape[1]):
+            for i in range(w.shape[0]):
+                w[i, j] -= rate * dwt[j, i]
+    else:
+        product(x.T, dz, w, rate=rate)
+
+
+def dense_bias_sgd(dz: Array, b: Array, lr: Array) -> None:
+    product(None, dz, b, rate=b.dtype.type(lr[0]))
+
+
+def dense_softmax_cross_entropy(
+    x: Array, w: Array, b: Array, t: Array, total: Array, dz: Array, scratch: Array
+) -> None:
+    if is_narrow_product(x, w):
+        zt, rest = narrow_forward(x, w, b, scratch)
+        cross_entropy_by_class(zt, t, total, rest)
+        transpose(zt, dz)
+    else:
+        product(x, w, dz, bias=b)
+        softmax_cross_entropy_of(dz, t, total, dz, scratch)
+
+
+def classifier_grads(
+    x: Array, w: Array, b: Array, t: Array, total: Array, dz: Array, dx: Array, db: Array, scratch: Array
+) -> None:
+    classifier(x, w, b, t, total, dz, dx, db, scratch)
+
+
+def classifier_sgd(
+    x: Array, w: Array, b: Array, t: Array, total: Array, lr: Array, dx: Array, db: Array, scratch: Array
+) -> None:
+    rate = w.dtype.type(lr[0])
+    if is_narrow_product(x, w):
+        db[:] = 0
+        wt, rest = transposed(w, scratch)
+        dzt, rest = room(rest, w.shape[1], x.shape[0])
+        narrow_product(x, wt, b, dzt)
+        cross_entropy_by_class(dzt, t, total, rest)
+        product(dzt.T, wt, dx, mask=x, sums=db)
+        dwt, _ = room(rest, w.shape[1], w.shape[0])
+        product(dzt, x, dwt)
+        for j in range(w.shape[1]):
+            for i in range(w.shape[0]):
+                w[i, j] -= rate * dwt[j, i]
+            db_j = b.dtype.type(0)
+            for i in range(x.shape[0]):
+                db_j += dzt[j, i]
+            b[0, j] -= rate * db_j
+    else:
+        dz, rest = room(scratch, x.shape[0], w.shape[1])
+        classifier(x, w, b, t, total, dz, dx, db, rest)
+        product(None, dz, b, rate=rate)
+        product(x.T, dz, w, rate=rate)
+
+
+@njit(**FAST)
+def classifier(
+    x: Array, w: Array, b: Array, t: Array, total: Array, dz: Array, dx: Array, db: Array, scratch: Array
+) -> None:
+    db[:] = 0
+    if not is_small(x, w):
+        product(x, w, dz, bias=b)
+        softmax_cross_entropy_of(dz, t, total, dz, scratch)
+        product(dz, w.T, dx, mask=x, sums=db)
+        return
+    wt, rest = transposed(w, scratch)
+    if is_narrow(dz):
+        zt, rest = room(rest, w.shape[1], x.shape[0])
+        narrow_product(x, wt, b, zt)
+        cross_entropy_by_class(zt, t, total, rest)
+        transpose(zt, dz)
+    else:
+        product(x, w, dz, bias=b)
+        softmax_cross_entropy_of(dz, t, total, dz, rest)
+    product(dz, wt, dx, mask=x, sums=db)

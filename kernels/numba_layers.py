@@ -1,0 +1,122 @@
+"""Batches and layers as plain loops and calls of `product`, for Numba to compile.
+
+A function here is named as its op in `ops.OPS`; it takes the op's inputs, then its outputs, and writes the outputs.
+`scratch` is room for what is in between: flat, of the float type, several times as long as any float argument.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .numba_math import divide, exp_shifted, philox
+from .numba_products import (
+    copy_row,
+    is_narrow,
+    is_narrow_product,
+    is_small,
+    narrow_forward,
+    product,
+    room,
+    transpose,
+    transposed,
+)
+from .ops import Array
+
+
+def next_batch(order: Array, cursor: Array, rows: Array) -> None:
+    for i in range(len(rows)):
+        rows[i] = order[cursor[0] + i]
+    cursor[0] += len(rows)
+
+
+def take(x: Array, rows: Array, xb: Array) -> None:
+    for i in range(len(rows)):
+        copy_row(x, rows[i], xb, i)
+
+
+def take_labels(t: Array, rows: Array, tb: Array) -> None:
+    for i in range(len(rows)):
+        tb[i] = t[rows[i]]
+
+
+def dense_forward(x: Array, w: Array, b: Array, z: Array, scratch: Array) -> None:
+    if is_narrow_product(x, w):
+        zt, _ = narrow_forward(x, w, b, scratch)
+        transpose(zt, z)
+    else:
+        product(x, w, z, bias=b)
+
+
+def dense_input_grad(dz: Array, w: Array, dx: Array, scratch: Array) -> None:
+    if is_small(dz, w.T):
+        wt, _ = transposed(w, scratch)
+        product(dz, wt, dx)
+    else:
+        product(dz, w.T, dx)
+
+
+def dense_weight_grad(x: Array, dz: Array, dw: Array, scratch: Array) -> None:
+    if is_narrow(dz):
+        dwt, _ = room(scratch, dz.shape[1], x.shape[1])
+        product(dz.T, x, dwt)
+        transpose(dwt, dw)
+    else:
+        product(x.T, dz, dw)
+
+
+def dense_bias_grad(dz: Array, db: Array) -> None:
+    product(None, dz, db)
+
+
+def relu_forward(x: Array, y: Array) -> None:
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            y[i, j] = 0 if x[i, j] <= 0 else x[i, j]  # the comparison lets NaN through
+
+
+def relu_backward(dy: Array, y: Array, dx: Array) -> None:
+    for i in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            dx[i, j] = 0 if y[i, j] <= 0 else dy[i, j]
+
+
+def dropout_forward(x: Array, rate: Array, key: Array, y: Array, mask: Array) -> None:
+    columns = x.shape[1]
+    scale = 1 / (1 - rate[0]) if rate[0] < 1 else 0.0
+    for start in range(0, x.size, 8):
+        block = philox(key, np.uint64(start // 8 + 1))
+        for k in range(start, min(start + 8, x.size)):
+            i, j = k // columns, k % columns
+            half = block[(k - start) // 2] >> np.uint64(32 * (k % 2))
+            uniform = np.uint32(half) >> np.uint32(8)
+            mask[i, j] = scale if uniform * 2.0**-24 >= rate[0] else 0
+            y[i, j] = x[i, j] * mask[i, j]
+    key[2] += np.uint64(1)
+
+
+def dropout_backward(dy: Array, mask: Array, dx: Array) -> None:
+    for i in range(dy.shape[0]):
+        for j in range(dy.shape[1]):
+            dx[i, j] = dy[i, j] * mask[i, j]
+
+
+def softmax_forward(z: Array, p: Array) -> None:
+    for i in range(z.shape[0]):
+        divide(p[i], exp_shifted(z[i], p[i]))
+
+
+def softmax_jacobian(p: Array, j: Array) -> None:
+    for i in range(p.shape[0]):
+        for a in range(p.shape[1]):
+            for b in range(p.shape[1]):
+                j[i, a, b] = -p[i, a] * p[i, b]
+            j[i, a, a] += p[i, a]
+
+
+def softmax_backward(dp: Array, p: Array, dz: Array) -> None:
+    for i in range(p.shape[0]):
+        mean = p.dtype.type(0)
+        for c in range(p.shape[1]):
+            mean += p[i, c] * dp[i, c]
+        for c in range(p.shape[1]):
+            dz[i, c] = p[i, c] * (dp[i, c] - mean)

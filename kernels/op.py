@@ -1,0 +1,194 @@
+"""What an op is: a row of the contract in `ops`, and what follows from it.
+
+A row reads ``name: inputs -> outputs``. An argument is ``name:kind[dimensions]``:
+
+====  =======================================================================
+kind  elements
+====  =======================================================================
+f     the model's float type, float32 or float64 (one type in one call)
+i     int64: class labels, row numbers
+s     float64: scalars and sums that outlive a call
+u     uint64: keys and counters of random numbers
+a     any real dtype, rows at any stride: the user's own data
+====  =======================================================================
+
+Letters are dimensions that must agree within a call, ``!`` marks an argument that is updated in place, and ``<N`` says
+that its numbers run from 0 to below a dimension. Everything else about an op follows from its row: shape errors,
+allocation, lowering, tests, benchmarks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+    from numpy.typing import NDArray
+
+__all__ = ["Arg", "Array", "Op", "Sampler"]
+
+#: An engine's array: a NumPy array, or what stands for one on another device or in a recording.
+Array: TypeAlias = "NDArray[Any]"
+# as strings, because importing numpy.random takes a fifth of the time of NumPy's own import
+Sampler: TypeAlias = "Callable[[Generator, tuple[int, ...], Mapping[str, int]], Array]"
+
+type_of_kind = {"i": np.dtype(np.int64), "s": np.dtype(np.float64), "u": np.dtype(np.uint64)}
+
+
+class Arg(NamedTuple):
+    """One argument of an op: ``p!:f[P]`` is ``Arg("p", "f", ("P",), inplace=True)``."""
+
+    name: str
+    kind: str
+    dims: tuple[str, ...]
+    inplace: bool
+    below: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Arg:
+        match = re.fullmatch(r"(\w+)(!?):([fisua])\[([\w,]+)\](?:<(\w))?", text)
+        if match is None:
+            raise ValueError(f"an argument must read name:kind[dimensions], got {text!r}")
+        name, mark, kind, dims, below = match.groups()
+        return cls(name, kind, tuple(dims.split(",")), bool(mark), below or "")
+
+    def dtype(self, floats: np.dtype[Any]) -> np.dtype[Any]:
+        """The dtype of this argument where the model's float type is `floats`."""
+        return type_of_kind.get(self.kind, floats)
+
+
+class Op:
+    """A row of the contract.
+
+    Parameters
+    ----------
+    name : str
+        What layers call, and what an engine names its kernel.
+    signature : str
+        ``inputs -> outputs``, as the module's text explains.
+    flops : callable
+        Floating-point operations of one call, from the sizes of its dimensions.
+    samples : mapping
+        How to draw an argument for checks and benchmarks, by its name, where `USUAL` does not say it.
+    rtol : mapping
+        Relative tolerance against a float64 reference, by the size of the float type in bytes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        signature: str,
+        flops: Callable[[Mapping[str, int]], int] = lambda d: 0,
+        samples: Mapping[str, Sampler] | None = None,
+        rtol: Mapping[int, float] | None = None,
+    ) -> None:
+        self.name, self.signature, self.flops = name, signature, flops
+        self.samples, self.rtol = samples or {}, rtol or {4: 1e-5, 8: 1e-12}
+        inputs, _, outputs = signature.partition("->")
+        self.inputs = tuple(map(Arg.parse, inputs.split()))
+        self.outputs = tuple(map(Arg.parse, outputs.split()))
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}: {self.signature}>"
+
+    def sizes(self, shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
+        """Find the size of each dimension from the shapes of the inputs.
+
+        Raises
+        ------
+        ValueError
+            Where a shape does not fit the row; it names the op, the argument, its shape and what was expected.
+        """
+        sizes: dict[str, int] = {}
+        for arg, shape in zip(self.inputs, shapes, strict=True):
+            expected = tuple(int(d) if d.isdigit() else sizes.get(d, d) for d in arg.dims)
+            fits = len(shape) == len(expected) and all(
+                isinstance(e, str) or e == n for e, n in zip(expected, shape, strict=True)
+            )
+            if not fits or 0 in shape:
+                wanted = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
+                raise ValueError(f"{self.name}: {arg.name} must have shape ({wanted}), none of it empty; got {shape}")
+            sizes.update(zip(arg.dims, shape, strict=True))
+        return sizes
+
+    def shape(self, arg: Arg, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape of an argument, given the sizes of the dimensions."""
+        return tuple(int(d) if d.isdigit() else sizes[d] for d in arg.dims)
+
+    def bytes(self, sizes: Mapping[str, int], floats: np.dtype[Any]) -> int:
+        """Least memory traffic of one call: each input read once, each output written once."""
+        return sum(
+            (1 + arg.inplace) * int(np.prod(self.shape(arg, sizes))) * arg.dtype(floats).itemsize
+            for arg in (*self.inputs, *self.outputs)
+        )
+
+    def sample(self, rng: Generator, sizes: Mapping[str, int], floats: np.dtype[Any]) -> list[Array]:
+        """Draw valid inputs for one call."""
+        drawn = []
+        for arg in self.inputs:
+            draw = self.samples.get(arg.name) or USUAL.get(arg.name, normal)
+            drawn.append(draw(rng, self.shape(arg, sizes), sizes).astype(arg.dtype(floats)))
+        return drawn
+
+
+def normal(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Array:
+    return rng.standard_normal(shape)
+
+
+def uniform(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Array:
+    return rng.uniform(0.1, 1, shape)
+
+
+def rectified(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Array:
+    return np.maximum(rng.standard_normal(shape), 0)
+
+
+def probabilities(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Array:
+    weights = rng.uniform(0.01, 1, shape)
+    normalised: Array = weights / weights.sum(axis=1, keepdims=True)
+    return normalised
+
+
+def order(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Array:
+    return rng.permutation(shape[0])
+
+
+def key(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Array:
+    """Two words of a seed, a step and a layer's place."""
+    return np.concatenate([rng.integers(0, 2**64, 2, np.uint64), rng.integers(0, 2**40, 2, np.uint64)])
+
+
+def mask(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Array:
+    return 2.0 * rng.integers(0, 2, shape)
+
+
+def below(end: str) -> Sampler:
+    return lambda rng, shape, sizes: rng.integers(0, sizes[end], shape)
+
+
+def constant(*values: float) -> Sampler:
+    return lambda rng, shape, sizes: np.array(values)
+
+
+USUAL: dict[str, Sampler] = {
+    "rows": below("M"),
+    "t": below("N"),
+    "order": order,
+    "cursor": constant(0),
+    "key": key,
+    "y": rectified,
+    "mask": mask,
+    "p": probabilities,
+    "total": constant(0.5, 3),
+    "rate": constant(0.3),
+    "lr": constant(0.1),
+    "momentum": constant(0.9),
+    "nesterov": constant(1),
+    "betas": constant(0.9, 0.999),
+    "eps": constant(1e-8),
+    "steps": constant(3),
+}
