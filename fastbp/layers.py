@@ -8,6 +8,7 @@ from typing import Any, Self, overload
 import numpy as np
 
 from .boundary import as_count
+from .initializers import Initializer, initializer
 from .kernels.engine import Engine, real_array
 from .kernels.ops import Array
 from .part import Part
@@ -42,7 +43,7 @@ class Parameter:
         if layer is None:
             return self
         if self.name not in layer.__dict__:
-            layer.draw(np.random.default_rng())
+            layer.draw_to_look()
         array: Array = layer.__dict__[self.name]
         return array
 
@@ -54,6 +55,7 @@ class Parameter:
         if layer.owner is not None:
             layer.__dict__[self.name][...] = layer.engine.asarray(array)
         else:
+            layer.__dict__.get("_looked_at", {}).pop(self.name, None)
             floats = array.dtype if array.dtype in (np.float32, np.float64) else np.float64
             layer.__dict__[self.name] = layer.engine.asarray(array, floats)
 
@@ -124,6 +126,18 @@ class Layer(Part):
             Whether a ReLU follows, which the default initialisation looks at.
         """
 
+    def draw_to_look(self) -> None:
+        """Draw what has no values yet, because somebody looks at it before a model owns the layer."""
+        lacking = self.parameters().keys() - self.__dict__.keys()
+        self.draw(np.random.default_rng())
+        self.__dict__["_looked_at"] = {name: self.__dict__[name].copy() for name in lacking if name in self.__dict__}
+
+    def undraw(self) -> None:
+        """Drop what `draw_to_look` drew, if it is as it was drawn; a model's seed then gives the values."""
+        for name, drawn in self.__dict__.pop("_looked_at", {}).items():
+            if (self.__dict__[name] == drawn).all():
+                del self.__dict__[name]
+
     def reseed(self, seed: np.random.SeedSequence, place: int) -> None:
         """Start the layer's random numbers anew, from a model's seed and the layer's place in it."""
 
@@ -180,10 +194,9 @@ class Dense(Layer):
     ----------
     inputs, neurons : int
         Features of the input and of the output.
-    init : {"he", "glorot"}, optional
-        How weights are drawn: He et al. 2015 (eq. 10), normal with variance 2 / inputs, or Glorot and Bengio 2010
-        (eq. 16), uniform within sqrt(6 / (inputs + neurons)). By default He in front of a ReLU or alone, Glorot in
-        front of anything else in a model. Biases start at 0.
+    init : str or callable, optional
+        How weights are drawn, by a name below or a function ``(rng, shape) -> array`` of a `numpy.random.Generator` and
+        (inputs, neurons). By default "he" in front of a ReLU or alone, "glorot" in front of anything else in a model.
     engine : str or Engine, optional
 
     Attributes
@@ -192,6 +205,30 @@ class Dense(Layer):
     biases : array, shape (1, neurons)
     dweights, dbiases : array
         Their gradients, of the same shapes, after `backward`.
+
+    Raises
+    ------
+    ValueError
+        For a size below 1, or a name of `init` that there is not.
+
+    Notes
+    -----
+    What `init` may name, and the variance that it gives the weights around a mean of 0:
+
+    ======================================  ==========================  ==============================================
+    "he_normal" ("he"), "he_uniform"        2 / inputs                  He et al. 2015, eq. 10
+    "glorot_normal"                         2 / (inputs + neurons)      Glorot and Bengio 2010, eq. 12
+    "glorot_uniform" ("glorot")             2 / (inputs + neurons)      Glorot and Bengio 2010, eq. 16
+    "lecun_normal", "lecun_uniform"         1 / inputs                  LeCun et al. 1998, Efficient BackProp, eq. 16
+    "orthogonal"                            1 / max(inputs, neurons)    Saxe et al. 2014: orthonormal columns, or rows
+    "normal"                                0.01**2
+    "zeros"                                 0
+    "torch"                                 1 / (3 * inputs)            `torch.nn.Linear`, uniform
+    ======================================  ==========================  ==============================================
+
+    Biases start at 0; with "torch" they are drawn as the weights are.
+
+    `config`, and so a model's file, keeps the name of `init` but no function: weights that are stored need none.
 
     Examples
     --------
@@ -213,11 +250,16 @@ class Dense(Layer):
     dbiases: Array
 
     def __init__(
-        self, inputs: int, neurons: int, *, init: str | None = None, engine: str | Engine | None = None
+        self,
+        inputs: int,
+        neurons: int,
+        *,
+        init: str | Initializer | None = None,
+        engine: str | Engine | None = None,
     ) -> None:
         super().__init__(engine=engine)
-        if init not in (None, "he", "glorot"):
-            raise ValueError(f"init must be 'he', 'glorot' or None, got {init!r}")
+        if init is not None:
+            initializer(init)
         self.features = self.n_inputs = as_count(inputs, "inputs")
         self.n_neurons = as_count(neurons, "neurons")
         self.init = init
@@ -238,15 +280,12 @@ class Dense(Layer):
         return {"weights": (self.n_inputs, self.n_neurons), "biases": (1, self.n_neurons)}
 
     def draw(self, rng: np.random.Generator, *, before_relu: bool = True) -> None:
+        init = self.init or ("he" if before_relu else "glorot")
+        shape = self.n_inputs, self.n_neurons
         if "weights" not in self.__dict__:
-            shape = self.n_inputs, self.n_neurons
-            if (self.init or ("he" if before_relu else "glorot")) == "he":
-                self.weights = rng.normal(0, np.sqrt(2 / self.n_inputs), shape)
-            else:
-                limit = np.sqrt(6 / sum(shape))
-                self.weights = rng.uniform(-limit, limit, shape)
+            self.weights = initializer(init)(rng, shape)
         if "biases" not in self.__dict__:
-            self.biases = np.zeros((1, self.n_neurons))
+            self.biases = initializer(init)(rng, shape)[:1] if init == "torch" else np.zeros((1, self.n_neurons))
 
     def width(self, features: int) -> int:
         if features != self.n_inputs:
@@ -254,7 +293,8 @@ class Dense(Layer):
         return self.n_neurons
 
     def config(self) -> dict[str, Any]:
-        return {"inputs": self.n_inputs, "neurons": self.n_neurons} | ({"init": self.init} if self.init else {})
+        init = {"init": self.init} if isinstance(self.init, str) else {}
+        return {"inputs": self.n_inputs, "neurons": self.n_neurons} | init
 
 
 class ReLU(Layer):

@@ -380,6 +380,7 @@ class Sequential:
                 raise ValueError(f"{part!r} belongs to another model; make a new one, or copy.deepcopy it")
         for place, (layer, following) in enumerate(zip(layers, (*layers[1:], None), strict=True)):
             if layer.owner is None:
+                layer.undraw()
                 layer.draw(self._rng, before_relu=isinstance(following, ReLU))
                 if lacking := layer.parameters().keys() - (layer.__dict__.keys() & layer.shapes().keys()):
                     raise TypeError(f"{layer!r}: shapes must name and draw must assign {', '.join(sorted(lacking))}")
