@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .conformance import Report as Report
+    from .conformance import check as check
     from .data import spiral_data as spiral_data
     from .files import load as load
     from .kernels.engine import DTypeError as DTypeError
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
 # The imports above happen when a name is first used: `import fastbp` costs little more than NumPy alone.
 _HOMES = {
+    "conformance": ["Report", "check"],
     "data": ["spiral_data"],
     "files": ["load"],
     "kernels.engine": ["DTypeError", "Engine"],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from types import ModuleType
+from types import MethodType, ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -50,8 +52,29 @@ class OpCaller:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name not in OPS:
-            raise AttributeError(f"{type(self).__name__} has no op {name!r}")
-        return partial(self.call, OPS[name])
+            near = [] if name.startswith("_") else difflib.get_close_matches(name, OPS)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise AttributeError(f"{type(self).__name__} has no op {name!r}{hint}")
+        return MethodType(method_of(OPS[name]), self)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *OPS]
+
+
+@functools.cache
+def method_of(op: Op) -> Callable[..., Any]:
+    """A method that calls `op`, with the op's own signature and text for ``help``."""
+
+    def method(self: OpCaller, *arguments: Any, out: Any = None) -> Any:
+        return self.call(op, *arguments, out=out)
+
+    parameter = inspect.Parameter
+    names = ["self", *(arg.name for arg in op.inputs)]
+    parameters = [parameter(name, parameter.POSITIONAL_ONLY) for name in names]
+    parameters.append(parameter("out", parameter.KEYWORD_ONLY, default=None))
+    method.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    method.__name__, method.__qualname__, method.__doc__ = op.name, op.name, op.text()
+    return method
 
 
 class Engine(OpCaller):
@@ -158,7 +181,11 @@ class Engine(OpCaller):
         arrays: list[Array] = []
         floats: np.dtype[Any] | None = None
         for arg, value in zip(op.inputs, arguments, strict=True):
-            array = value if arg.inplace else native(real_array(value)) if arg.kind == "a" else self.asarray(value)
+            try:
+                array = value if arg.inplace else native(real_array(value)) if arg.kind == "a" else self.asarray(value)
+            except DTypeError:
+                real_array(value, f"{op.name}: {arg.name}")  # the same again, with its name
+                raise
             if arg.kind in "fa" and floats is None:
                 dtype = getattr(array, "dtype", None)
                 floats = dtype if dtype is not None and dtype in (np.float32, np.float64) else np.dtype(np.float64)

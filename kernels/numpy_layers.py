@@ -82,7 +82,7 @@ def softmax_forward(z: Array, p: Array) -> None:
 
 
 def softmax_jacobian(p: Array, j: Array) -> None:
-    np.einsum("bi,bj->bij", p, -p, out=j)
+    np.negative(np.einsum("bi,bj->bij", p, p, out=j), out=j)
     np.einsum("bii->bi", j)[...] += p
 
 

@@ -36,6 +36,13 @@ Array: TypeAlias = "NDArray[Any]"
 # as strings, because importing numpy.random takes a fifth of the time of NumPy's own import
 Sampler: TypeAlias = "Callable[[Generator, tuple[int, ...], Mapping[str, int]], Array]"
 
+meaning = {
+    "f": "array of the float type",
+    "i": "array of int64",
+    "s": "array of float64",
+    "u": "array of uint64",
+    "a": "array of any real dtype, at any strides",
+}
 type_of_kind = {"i": np.dtype(np.int64), "s": np.dtype(np.float64), "u": np.dtype(np.uint64)}
 
 
@@ -55,6 +62,12 @@ class Arg(NamedTuple):
             raise ValueError(f"an argument must read name:kind[dimensions], got {text!r}")
         name, mark, kind, dims, below = match.groups()
         return cls(name, kind, tuple(dims.split(",")), bool(mark), below or "")
+
+    def text(self) -> str:
+        """What this argument is, in words."""
+        shape = ", ".join(self.dims) + ("," if len(self.dims) == 1 else "")
+        limits = f", from 0 to below {self.below}" if self.below else ""
+        return f"{self.name} : {meaning[self.kind]}, shape ({shape}){limits}{', updated in place' * self.inplace}"
 
     def dtype(self, floats: np.dtype[Any]) -> np.dtype[Any]:
         """The dtype of this argument where the model's float type is `floats`."""
@@ -94,6 +107,14 @@ class Op:
 
     def __repr__(self) -> str:
         return f"<op {self.name}: {self.signature}>"
+
+    def text(self) -> str:
+        """What the row says, in words."""
+        lines = [self.signature, "", "Parameters", "----------", *(arg.text() for arg in self.inputs)]
+        if self.outputs:
+            into = "an array, or a tuple of them, to write the results into"
+            lines += [f"out : {into}; new ones by default", "", "Returns", "-------"]
+        return "\n".join([*lines, *(arg.text() for arg in self.outputs)])
 
     def sizes(self, shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
         """Find the size of each dimension from the shapes of the inputs.
@@ -187,7 +208,7 @@ USUAL: dict[str, Sampler] = {
     "rate": constant(0.3),
     "lr": constant(0.1),
     "momentum": constant(0.9),
-    "nesterov": constant(1),
+    "nesterov": lambda rng, shape, sizes: rng.integers(0, 2, shape),
     "betas": constant(0.9, 0.999),
     "eps": constant(1e-8),
     "steps": constant(3),

@@ -1,0 +1,131 @@
+"""The conformance check: a right engine passes, and a fault in any op does not."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+
+import fastbp
+from fastbp.conformance import keep
+from fastbp.kernels.engine import Call, needs_scratch, scratch_for
+from fastbp.kernels.numpy_engine import NumpyEngine
+from fastbp.kernels.ops import OPS
+
+REFERENCE = NumpyEngine()
+each_op = pytest.mark.parametrize("op", [op for op in OPS.values() if REFERENCE.supports(op)], ids=lambda op: op.name)
+
+
+class Faulty(NumpyEngine):
+    """NumPy's kernels, but `spoil` may change what the kernel of one op did."""
+
+    name = "faulty"
+
+    def __init__(self, op, spoil):
+        self.op, self.spoil = op, spoil
+
+    def kernel(self, op, arguments):
+        right = super().kernel(op, arguments)
+        if op is not self.op:
+            return right
+        scratch = [self.empty(*scratch_for([Call(op, tuple(arguments))]))] if needs_scratch(right, op) else []
+        read = [i for i, arg in enumerate(op.inputs) if not arg.inplace]
+        written = [i for i in range(len(arguments)) if i not in read]
+
+        def kernel(*arrays):
+            before = self.spoil and [arrays[i].copy() for i in written]
+            right(*arrays, *scratch)
+            if self.spoil:
+                self.spoil([arrays[i] for i in written], before, [arrays[i] for i in read])
+
+        return kernel
+
+
+def last_element_is_off(written, before, read):
+    x = written[-1]
+    x.flat[-1] += max(1e-3 * np.abs(x).max(), 1e-3) if x.dtype.kind == "f" else x.dtype.type(1)
+
+
+def first_array_is_off(written, before, read):
+    last_element_is_off(written[:1], before, read)
+
+
+def nothing_is_updated(written, before, read):
+    for x, old in zip(written, before, strict=True):
+        x[...] = old
+
+
+def a_row_is_not_written(written, before, read):
+    written[-1][-1] = before[-1][-1]
+
+
+def computed_in_half_precision(written, before, read):
+    for x in written:
+        x[...] = x.astype(np.float16) if x.dtype.kind == "f" else x >> np.array(1, x.dtype)
+
+
+def rows_are_swapped(written, before, read):
+    for x in written:
+        x[...] = x[::-1].copy() if x.shape[0] > 1 else np.roll(x, 1)
+
+
+def an_input_is_written(written, before, read):
+    x = read[0]
+    x.flat[0] = 1 - x.flat[0] if x.dtype.kind != "u" else x.flat[0] + x.dtype.type(1)
+
+
+def written_beyond(written, before, read):
+    x = written[-1]
+    behind = np.lib.stride_tricks.as_strided(x.reshape(-1)[-1:], (2,), (x.itemsize,))
+    behind[1] = 0
+
+
+def nan_is_swallowed(written, before, read):
+    for x in written:
+        if x.dtype.kind == "f":
+            np.nan_to_num(x, copy=False, posinf=0, neginf=0)
+
+
+def different_each_time(written, before, read):
+    x = written[-1]
+    x.reshape(-1)[-1:].view(np.uint8)[0] ^= time.perf_counter_ns() >> 4 & 1
+
+
+def too_much_is_allocated(written, before, read):
+    np.ones(100_000)
+
+
+def an_error(written, before, read):
+    raise ZeroDivisionError("no luck")
+
+
+# a fault, and the promise that it breaks
+FAULTS = {
+    last_element_is_off: "values",
+    first_array_is_off: "values",
+    nothing_is_updated: "memory",
+    a_row_is_not_written: "memory",
+    computed_in_half_precision: "values",
+    rows_are_swapped: "values",
+    an_input_is_written: "memory",
+    written_beyond: "memory",
+    nan_is_swallowed: "extremes",
+    different_each_time: "repeat",
+    too_much_is_allocated: "allocation",
+    an_error: "replay",
+}
+
+
+@each_op
+def test_the_wrapping_alone_breaks_nothing(op):
+    report = fastbp.check(Faulty(op, None), [op.name])
+    assert report.passed, f"\n{report}"
+
+
+@each_op
+@pytest.mark.parametrize("spoil", FAULTS, ids=lambda spoil: spoil.__name__)
+def test_a_fault_in_an_op_is_found(op, spoil):
+    if spoil is nan_is_swallowed and not any(arg.kind in "fa" for arg in op.inputs):
+        pytest.skip("an op of integers")
+    result = keep(Faulty(op, spoil), op, FAULTS[spoil])
+    assert result.outcome == "failed" and result.message and (math.isnan(result.error) or result.error >= 0)
