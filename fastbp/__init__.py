@@ -40,7 +40,17 @@ if TYPE_CHECKING:
     from .model import Sequential as Sequential
     from .optim import SGD as SGD
     from .optim import Adam as Adam
+    from .optim import AdamW as AdamW
+    from .optim import Lion as Lion
     from .optim import Optimizer as Optimizer
+    from .optim import RMSprop as RMSprop
+    from .schedules import CosineAnnealingLR as CosineAnnealingLR
+    from .schedules import LinearWarmup as LinearWarmup
+    from .schedules import OneCycleLR as OneCycleLR
+    from .schedules import ReduceLROnPlateau as ReduceLROnPlateau
+    from .schedules import Schedule as Schedule
+    from .schedules import SequentialLR as SequentialLR
+    from .schedules import StepLR as StepLR
     from .selection import EngineInfo as EngineInfo
     from .selection import EngineNotAvailable as EngineNotAvailable
     from .selection import engine as engine
@@ -58,7 +68,16 @@ _HOMES = {
     "layers": ["Dense", "Dropout", "Layer", "Parameter", "ReLU", "Softmax"],
     "losses": ["CategoricalCrossEntropy", "Loss", "MeanSquaredError", "SoftmaxCrossEntropy"],
     "model": ["Gradients", "Sequential"],
-    "optim": ["SGD", "Adam", "Optimizer"],
+    "optim": ["SGD", "Adam", "AdamW", "Lion", "Optimizer", "RMSprop"],
+    "schedules": [
+        "CosineAnnealingLR",
+        "LinearWarmup",
+        "OneCycleLR",
+        "ReduceLROnPlateau",
+        "Schedule",
+        "SequentialLR",
+        "StepLR",
+    ],
     "selection": ["EngineInfo", "EngineNotAvailable", "engine", "engines", "set_default", "use"],
     "tape": ["RecordingError"],
 }

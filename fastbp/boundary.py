@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,17 @@ import numpy as np
 from .kernels.engine import DTypeError, native, real_array
 from .kernels.ops import Array
 
-__all__ = ["as_count", "as_features", "as_float_type", "as_labels", "as_pair", "as_values"]
+__all__ = [
+    "as_choice",
+    "as_count",
+    "as_features",
+    "as_flag",
+    "as_float_type",
+    "as_labels",
+    "as_number",
+    "as_pair",
+    "as_values",
+]
 
 _ELEMENTS_AT_A_TIME = 1 << 20
 
@@ -66,6 +78,45 @@ def as_count(value: Any, name: str, least: int = 1) -> int:
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
     return int(value)
+
+
+def as_number(
+    value: Any,
+    name: str,
+    *,
+    least: float = 0.0,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+) -> float:
+    """Check a finite number of at least `least`, more than `above`, at most `most` and less than `below`."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not (math.isfinite(value) and value >= least and above < value <= most and value < below):
+        low = f"above {above:g}" if above >= least else f"at least {least:g}" if least > -math.inf else ""
+        high = (
+            f"below {below:g}"
+            if below <= most and below < math.inf
+            else f"at most {most:g}"
+            if most < math.inf
+            else "finite"
+        )
+        raise ValueError(f"{name} must be {low}{' and ' if low else ''}{high}, got {value}")
+    return float(value)
+
+
+def as_flag(value: Any, name: str) -> bool:
+    """Check a truth value."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def as_choice(value: Any, name: str, *, choices: Sequence[str]) -> str:
+    """Check one of some words."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
+    return value
 
 
 def as_pair(value: Any, name: str) -> tuple[Any, Any]:

@@ -122,7 +122,7 @@ def fuse(
 
 
 def _split_sgd(calls: Sequence[Call], addresses: Addresses) -> list[Call]:
-    """`sgd` over all parameters as one `sgd` for each gradient, where each is written once; between them is padding."""
+    """`sgd` over all parameters as one `sgd` for each gradient, each an output, once; between them is padding."""
     split = []
     for call in calls:
         pieces: list[Call] = []
@@ -131,8 +131,9 @@ def _split_sgd(calls: Sequence[Call], addresses: Addresses) -> list[Call]:
             start = addresses.span(gradients)[0]
             others = [memory for other in calls if other is not call for memory in writes(other)]
             written = [memory for memory in others if addresses.overlap([memory], [gradients])]
+            changed = [memory for other in calls for memory in updates(other)]
             for i, gradient in enumerate(written):
-                if addresses.overlap([gradient], written[:i]):
+                if addresses.overlap([gradient], [*written[:i], *changed]):
                     pieces = []
                     break
                 first = (addresses.span(gradient)[0] - start) // gradient.itemsize
@@ -210,7 +211,11 @@ def reads(call: Call) -> list[Memory]:
     return list(call.arguments[: len(call.op.inputs)])
 
 
+def updates(call: Call) -> list[Memory]:
+    """The inputs that a call changes in place."""
+    return [memory for arg, memory in zip(call.op.inputs, call.arguments, strict=False) if arg.inplace]
+
+
 def writes(call: Call) -> list[Memory]:
     """What a call writes: its outputs, and the inputs that it updates."""
-    updated = [memory for arg, memory in zip(call.op.inputs, call.arguments, strict=False) if arg.inplace]
-    return [*updated, *call.arguments[len(call.op.inputs) :]]
+    return [*updates(call), *call.arguments[len(call.op.inputs) :]]

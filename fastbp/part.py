@@ -3,11 +3,50 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Self, TypeVar, overload
 
 from .kernels.engine import Engine
 
-__all__ = ["Part"]
+__all__ = ["Part", "Setting"]
+
+T = TypeVar("T")
+
+
+class Setting(Generic[T]):
+    """An argument of a part's constructor that may also be assigned later, and is checked both times.
+
+    Parameters
+    ----------
+    check : callable
+        ``check(value, name)`` returns what is kept, or raises an error that names the setting.
+    default : optional
+        Where the setting has this value, `Part.config` leaves it out.
+    """
+
+    def __init__(self, check: Callable[[Any, str], T], default: Any = ...) -> None:
+        self.check, self.default = check, default
+
+    def __set_name__(self, owner: type[Part], name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, part: None, owner: type[Part]) -> Self: ...
+    @overload
+    def __get__(self, part: Part, owner: type[Part]) -> T: ...
+    def __get__(self, part: Part | None, owner: type[Part]) -> Self | T:
+        if part is None:
+            return self
+        try:
+            value: T = part.__dict__[self.name]
+        except KeyError:
+            raise AttributeError(f"{type(part).__name__} has no {self.name} yet") from None
+        return value
+
+    def __set__(self, part: Part, value: Any) -> None:
+        value = self.check(value, self.name)
+        part.agree(part.__dict__ | {self.name: value})
+        part.__dict__[self.name] = value
 
 
 class Part:
@@ -18,8 +57,24 @@ class Part:
     engine: Engine
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments that make this part again."""
-        return {}
+        """The constructor's arguments that make this part again; its `Setting` attributes, unless a part says more."""
+        names = {
+            name: setting.default
+            for kind in type(self).__mro__
+            for name, setting in vars(kind).items()
+            if isinstance(setting, Setting)
+        }
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value != names[name]}
+
+    def agree(self, settings: Mapping[str, Any]) -> None:
+        """Raise ValueError where settings do not go together; asked before one of them changes.
+
+        Parameters
+        ----------
+        settings : mapping of str to value
+            As they would be then; while the part is made, some are missing.
+        """
 
     @property
     def owner(self) -> Any:

@@ -55,6 +55,30 @@ def adam(
     return p - lr * (m / (1 - a**k)) / (np.sqrt(v / (1 - b**k)) + eps), m, v, k
 
 
+def rmsprop(
+    p: Array,
+    v: Array,
+    m: Array,
+    velocity: Array,
+    g: Array,
+    lr: Array,
+    alpha: Array,
+    eps: Array,
+    mu: Array,
+    centered: Array,
+) -> tuple[Array, ...]:
+    v = alpha * v + (1 - alpha) * g**2
+    m = alpha * m + (1 - alpha) * g if centered else m
+    scaled = g / (np.sqrt(np.maximum(v - m**2, 0) if centered else v) + eps)
+    velocity = mu * velocity + scaled if mu else velocity
+    return p - lr * (velocity if mu else scaled), v, m, velocity
+
+
+def lion(p: Array, m: Array, g: Array, lr: Array, betas: Array) -> tuple[Array, ...]:
+    a, b = betas
+    return p - lr * np.sign(a * m + (1 - a) * g), b * m + (1 - b) * g
+
+
 def cross_entropy(p: Array, t: Array, total: Array) -> tuple[Array, ...]:
     cost = -np.log(np.clip(p[np.arange(len(t)), t], 1e-7, 1 - 1e-7))
     return total + np.array([cost.sum(), len(t)]), cost
@@ -80,6 +104,7 @@ def classifier_sgd(x: Array, w: Array, b: Array, t: Array, total: Array, lr: Arr
 # what is updated in place, then the outputs
 FORMULAS: dict[str, Callable[..., tuple[Array, ...]]] = {
     "next_batch": lambda order, cursor, rows: (cursor + len(rows), order[cursor[0] : cursor[0] + len(rows)]),
+    "next_rate": lambda rates, step, rate: (step + 1, rates[step]),
     "take": lambda x, rows: (x[rows],),
     "take_labels": lambda t, rows: (t[rows],),
     "dense_forward": lambda x, w, b: (product(x, w) + b,),
@@ -106,7 +131,13 @@ FORMULAS: dict[str, Callable[..., tuple[Array, ...]]] = {
     "dense_softmax_cross_entropy": lambda x, w, b, *targets: softmax_cross_entropy(product(x, w) + b, *targets),
     "classifier_grads": classifier_grads,
     "classifier_sgd": classifier_sgd,
+    "clip_value": lambda g, limit: (np.clip(g, -limit, limit),),
+    "clip_norm": lambda g, limit: (g * np.minimum(limit / (np.sqrt((g**2).sum()) + 1e-6), 1),),
+    "penalize": lambda p, g, l2, l1: (g + l2 * p + l1 * np.sign(p),),
+    "decay": lambda p, lr, weight_decay: (p * (1 - lr * weight_decay),),
     "sgd": lambda p, g, lr: (p - lr * g,),
     "sgd_momentum": momentum,
+    "rmsprop": rmsprop,
+    "lion": lion,
     "adam": adam,
 }

@@ -29,6 +29,11 @@ def next_batch(order: Array, cursor: Array, rows: Array) -> None:
     cursor[0] += len(rows)
 
 
+def next_rate(rates: Array, step: Array, rate: Array) -> None:
+    rate[0] = rates[step[0]]
+    step[0] += 1
+
+
 def take(x: Array, rows: Array, xb: Array) -> None:
     for i in range(len(rows)):
         copy_row(x, rows[i], xb, i)

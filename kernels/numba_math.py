@@ -11,7 +11,7 @@ from numba.extending import intrinsic, overload
 
 from .ops import Array
 
-__all__ = ["FAST", "divide", "exp", "exp_shifted", "largest", "log", "philox"]
+__all__ = ["FAST", "divide", "exp", "exp_shifted", "largest", "log", "philox", "sign"]
 
 # Kernels may reassociate sums, never assume finite values: with full fastmath, isfinite(NaN) compiles to False.
 FAST: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}
@@ -122,6 +122,13 @@ def largest(x: Array) -> Any:
     for i in range(len(x)):
         best = best if x[i] <= best else x[i]
     return best
+
+
+@njit(**FAST)
+def sign(x: Any) -> Any:
+    """1, -1, or 0 and NaN as they are."""
+    one = type(x)(1)
+    return one if x > 0 else -one if x < 0 else x
 
 
 @njit(**FAST)

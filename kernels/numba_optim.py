@@ -4,7 +4,37 @@ from __future__ import annotations
 
 import numpy as np
 
+from .numba_math import sign
 from .ops import Array
+
+
+def clip_value(g: Array, limit: Array) -> None:
+    top = g.dtype.type(limit[0])
+    for i in range(len(g)):
+        g[i] = top if g[i] > top else -top if g[i] < -top else g[i]  # the comparisons let NaN through
+
+
+def clip_norm(g: Array, limit: Array) -> None:
+    squares = 0.0
+    for i in range(len(g)):
+        squares += np.float64(g[i]) * np.float64(g[i])  # which cannot overflow
+    factor = limit[0] / (np.sqrt(squares) + 1e-6)
+    if not factor >= 1:
+        scale = g.dtype.type(factor)
+        for i in range(len(g)):
+            g[i] *= scale
+
+
+def penalize(p: Array, g: Array, l2: Array, l1: Array) -> None:
+    square, absolute = p.dtype.type(l2[0]), p.dtype.type(l1[0])
+    for i in range(len(p)):
+        g[i] += square * p[i] + absolute * sign(p[i])
+
+
+def decay(p: Array, lr: Array, weight_decay: Array) -> None:
+    kept = p.dtype.type(1 - lr[0] * weight_decay[0])
+    for i in range(len(p)):
+        p[i] *= kept
 
 
 def sgd(p: Array, g: Array, lr: Array) -> None:
@@ -19,6 +49,49 @@ def sgd_momentum(p: Array, velocity: Array, g: Array, lr: Array, momentum: Array
     for i in range(len(p)):
         velocity[i] = mu * velocity[i] + g[i]
         p[i] -= rate * (g[i] + mu * velocity[i] if ahead else velocity[i])
+
+
+def rmsprop(
+    p: Array,
+    v: Array,
+    m: Array,
+    velocity: Array,
+    g: Array,
+    lr: Array,
+    alpha: Array,
+    eps: Array,
+    momentum: Array,
+    centered: Array,
+) -> None:
+    real = p.dtype.type
+    new, rate, tiny, mu = real(1 - alpha[0]), real(lr[0]), real(eps[0]), real(momentum[0])
+    if not centered[0] and not momentum[0]:
+        for i in range(len(p)):
+            v[i] += new * (g[i] * g[i] - v[i])
+            p[i] -= rate * g[i] / (np.sqrt(v[i]) + tiny)
+        return
+    for i in range(len(p)):
+        v[i] += new * (g[i] * g[i] - v[i])
+        spread = v[i]
+        if centered[0]:
+            m[i] += new * (g[i] - m[i])
+            spread -= m[i] * m[i]
+            spread = real(0) if spread < 0 else spread  # as rounding may leave it
+        step = g[i] / (np.sqrt(spread) + tiny)
+        if momentum[0]:
+            velocity[i] = mu * velocity[i] + step
+            step = velocity[i]
+        p[i] -= rate * step
+
+
+def lion(p: Array, m: Array, g: Array, lr: Array, betas: Array) -> None:
+    # Chen et al., 2023, algorithm 2
+    real = p.dtype.type
+    new1, new2, rate = real(1 - betas[0]), real(1 - betas[1]), real(lr[0])
+    for i in range(len(p)):
+        toward = g[i] - m[i]
+        p[i] -= rate * sign(m[i] + new1 * toward)
+        m[i] += new2 * toward
 
 
 def adam(p: Array, m: Array, v: Array, g: Array, lr: Array, betas: Array, eps: Array, steps: Array) -> None:

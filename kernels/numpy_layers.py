@@ -17,6 +17,11 @@ def next_batch(order: Array, cursor: Array, rows: Array) -> None:
     cursor += len(rows)
 
 
+def next_rate(rates: Array, step: Array, rate: Array) -> None:
+    rate[0] = rates[step[0]]
+    step += 1
+
+
 def take(x: Array, rows: Array, xb: Array, scratch: Array) -> None:
     if not x.flags.c_contiguous:  # np.take would copy all of it first
         xb[...] = x[rows]

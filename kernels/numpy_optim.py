@@ -7,6 +7,29 @@ import numpy as np
 from .ops import Array
 
 
+def clip_value(g: Array, limit: Array) -> None:
+    np.clip(g, -limit.astype(g.dtype), limit.astype(g.dtype), out=g)
+
+
+def clip_norm(g: Array, limit: Array, scratch: Array) -> None:
+    squares = np.multiply(g, g, out=scratch.view(np.float64)[: len(g)], dtype=np.float64)  # which cannot overflow
+    g *= g.dtype.type(np.minimum(limit[0] / (np.sqrt(squares.sum()) + 1e-6), 1))
+
+
+def penalize(p: Array, g: Array, l2: Array, l1: Array, scratch: Array) -> None:
+    real, penalty = p.dtype.type, scratch[: len(p)]
+    if l2[0]:
+        g += np.multiply(p, real(l2[0]), out=penalty)
+    if l1[0]:
+        np.sign(p, out=penalty)
+        penalty *= real(l1[0])
+        g += penalty
+
+
+def decay(p: Array, lr: Array, weight_decay: Array) -> None:
+    p *= p.dtype.type(1 - lr[0] * weight_decay[0])
+
+
 def sgd(p: Array, g: Array, lr: Array, scratch: Array) -> None:
     p -= np.multiply(g, p.dtype.type(lr[0]), out=scratch[: len(g)])
 
@@ -24,6 +47,58 @@ def sgd_momentum(
         np.copyto(step, velocity)
     step *= p.dtype.type(lr[0])
     p -= step
+
+
+def rmsprop(
+    p: Array,
+    v: Array,
+    m: Array,
+    velocity: Array,
+    g: Array,
+    lr: Array,
+    alpha: Array,
+    eps: Array,
+    momentum: Array,
+    centered: Array,
+    scratch: Array,
+) -> None:
+    real, step = p.dtype.type, scratch[: len(p)]
+    new = real(1 - alpha[0])
+    np.multiply(g, g, out=step)
+    step -= v
+    step *= new
+    v += step
+    if centered[0]:
+        np.subtract(g, m, out=step)
+        step *= new
+        m += step
+        np.multiply(m, m, out=step)
+        np.subtract(v, step, out=step)
+        np.maximum(step, 0, out=step)  # rounding may leave a variance just below 0
+        np.sqrt(step, out=step)
+    else:
+        np.sqrt(v, out=step)
+    step += real(eps[0])
+    np.divide(g, step, out=step)
+    if momentum[0]:
+        velocity *= real(momentum[0])
+        velocity += step
+        np.copyto(step, velocity)
+    step *= real(lr[0])
+    p -= step
+
+
+def lion(p: Array, m: Array, g: Array, lr: Array, betas: Array, scratch: Array) -> None:
+    # Chen et al., 2023, algorithm 2
+    real, (toward, step) = p.dtype.type, scratch[: 2 * len(p)].reshape(2, -1)
+    np.subtract(g, m, out=toward)
+    np.multiply(toward, real(1 - betas[0]), out=step)
+    step += m
+    np.sign(step, out=step)
+    step *= real(lr[0])
+    p -= step
+    toward *= real(1 - betas[1])
+    m += toward
 
 
 def adam(

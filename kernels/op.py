@@ -164,6 +164,10 @@ def uniform(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) ->
     return rng.uniform(0.1, 1, shape)
 
 
+def small(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Array:
+    return rng.uniform(-0.1, 0.1, shape)
+
+
 def rectified(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Array:
     return np.maximum(rng.standard_normal(shape), 0)
 
@@ -212,4 +216,11 @@ USUAL: dict[str, Sampler] = {
     "betas": constant(0.9, 0.999),
     "eps": constant(1e-8),
     "steps": constant(3),
+    "step": constant(0),
+    "limit": constant(0.8),
+    "l2": constant(0.2),
+    "l1": constant(0.3),
+    "weight_decay": constant(0.2),
+    "alpha": constant(0.9),
+    "centered": constant(1),
 }

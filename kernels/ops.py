@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .op import Arg, Array, Op, normal, order, rectified, uniform
+from .op import Arg, Array, Op, normal, order, rectified, small, uniform
 
 __all__ = ["OPS", "Arg", "Array", "Op"]
 
@@ -23,6 +23,7 @@ OPS: dict[str, Op] = {
     for op in [
         # a batch: the next rows in order, gathered and converted to the model's float type
         Op("next_batch", "order:i[M] cursor!:i[1] rows!:i[B] ->"),
+        Op("next_rate", "rates:s[M] step!:i[1] rate!:s[1] ->"),
         Op("take", "x:a[M,K] rows:i[B]<M -> xb:f[B,K]"),
         Op("take_labels", "t:i[M] rows:i[B]<M -> tb:i[B]", samples={"t": order}),
         # layers
@@ -77,6 +78,11 @@ OPS: dict[str, Op] = {
             lambda d: 3 * _product(d),
             {"x": rectified},
         ),
+        # before an optimizer's step: limits for the gradients, penalties on the weights
+        Op("clip_value", "g!:f[P] limit:s[1] ->", _per_element(2)),
+        Op("clip_norm", "g!:f[P] limit:s[1] ->", _per_element(3)),
+        Op("penalize", "p:f[P] g!:f[P] l2:s[1] l1:s[1] ->", _per_element(4), {"p": normal}),
+        Op("decay", "p!:f[P] lr:s[1] weight_decay:s[1] ->", _per_element(1), {"p": normal}),
         # optimizers, over all parameters at once
         Op("sgd", "p!:f[P] g:f[P] lr:s[1] ->", _per_element(2), {"p": normal}),
         Op(
@@ -85,6 +91,13 @@ OPS: dict[str, Op] = {
             _per_element(6),
             {"p": normal},
         ),
+        Op(
+            "rmsprop",
+            "p!:f[P] v!:f[P] m!:f[P] velocity!:f[P] g:f[P] lr:s[1] alpha:s[1] eps:s[1] momentum:s[1] centered:s[1] ->",
+            _per_element(12),
+            {"p": normal, "v": uniform, "m": small},
+        ),
+        Op("lion", "p!:f[P] m!:f[P] g:f[P] lr:s[1] betas:s[2] ->", _per_element(8), {"p": normal}),
         Op(
             "adam",
             "p!:f[P] m!:f[P] v!:f[P] g:f[P] lr:s[1] betas:s[2] eps:s[1] steps!:s[1] ->",
