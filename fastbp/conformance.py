@@ -340,7 +340,7 @@ def extremes(trial: Trial) -> None:
         usual = expected(op, arguments)
         for place, arg in enumerate(op.inputs):
             # what an optimizer keeps from step to step is not looked at: engines may take its terms in another order
-            if arg.kind not in "fa" or (arg.inplace and arg.name not in ("p", "w", "b")):
+            if arg.kind not in "fa" or (arg.inplace and arg.name not in ("p", "g", "w", "b")):
                 continue
             for value, whole_row in ((math.nan, True), (math.nan, False), (math.inf, False), (-math.inf, False)):
                 planted = [array.copy() for array in arguments]

@@ -191,6 +191,10 @@ def mask(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Ar
     return 2.0 * rng.integers(0, 2, shape)
 
 
+def flag(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Array:
+    return rng.integers(0, 2, shape)
+
+
 def below(end: str) -> Sampler:
     return lambda rng, shape, sizes: rng.integers(0, sizes[end], shape)
 
@@ -212,7 +216,7 @@ USUAL: dict[str, Sampler] = {
     "rate": constant(0.3),
     "lr": constant(0.1),
     "momentum": constant(0.9),
-    "nesterov": lambda rng, shape, sizes: rng.integers(0, 2, shape),
+    "nesterov": flag,
     "betas": constant(0.9, 0.999),
     "eps": constant(1e-8),
     "steps": constant(3),
@@ -222,5 +226,5 @@ USUAL: dict[str, Sampler] = {
     "l1": constant(0.3),
     "weight_decay": constant(0.2),
     "alpha": constant(0.9),
-    "centered": constant(1),
+    "centered": flag,
 }

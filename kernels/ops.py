@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .op import Arg, Array, Op, normal, order, rectified, small, uniform
+from .op import Arg, Array, Op, flag, normal, order, rectified, small, uniform
 
 __all__ = ["OPS", "Arg", "Array", "Op"]
 
@@ -95,7 +95,7 @@ OPS: dict[str, Op] = {
             "rmsprop",
             "p!:f[P] v!:f[P] m!:f[P] velocity!:f[P] g:f[P] lr:s[1] alpha:s[1] eps:s[1] momentum:s[1] centered:s[1] ->",
             _per_element(12),
-            {"p": normal, "v": uniform, "m": small},
+            {"p": normal, "v": uniform, "m": small, "momentum": lambda *about: 0.9 * flag(*about)},
         ),
         Op("lion", "p!:f[P] m!:f[P] g:f[P] lr:s[1] betas:s[2] ->", _per_element(8), {"p": normal}),
         Op(
