@@ -80,28 +80,14 @@ def as_count(value: Any, name: str, least: int = 1) -> int:
     return int(value)
 
 
-def as_number(
-    value: Any,
-    name: str,
-    *,
-    least: float = 0.0,
-    above: float = -math.inf,
-    most: float = math.inf,
-    below: float = math.inf,
-) -> float:
-    """Check a finite number of at least `least`, more than `above`, at most `most` and less than `below`."""
+def as_number(value: Any, name: str, *, least: float = 0.0, above: float = -math.inf, below: float = math.inf) -> float:
+    """Check a finite number of at least `least`, more than `above` and less than `below`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and value >= least and above < value <= most and value < below):
-        low = f"above {above:g}" if above >= least else f"at least {least:g}" if least > -math.inf else ""
-        high = (
-            f"below {below:g}"
-            if below <= most and below < math.inf
-            else f"at most {most:g}"
-            if most < math.inf
-            else "finite"
-        )
-        raise ValueError(f"{name} must be {low}{' and ' if low else ''}{high}, got {value}")
+    if not (least <= value < below and value > above and math.isfinite(value)):
+        limits = [f"above {above:g}" if above >= least else f"at least {least:g}"] if least > -math.inf else []
+        limits.append(f"below {below:g}" if below < math.inf else "finite")
+        raise ValueError(f"{name} must be {' and '.join(limits)}, got {value}")
     return float(value)
 
 

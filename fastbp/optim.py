@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar, Self, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -230,6 +231,7 @@ class Optimizer(Part):
         ValueError
             Where the schedule gives something else than finite rates of at least 0, one for each step or one for all.
         """
+        epochs = np.asarray(epochs, np.float64)
         rates = np.empty(epochs.shape)
         try:
             rates[...] = self.lr if self.schedule is None else self.schedule(epochs, self.lr)
@@ -262,6 +264,9 @@ class Optimizer(Part):
         """The constructor's arguments that make this optimizer again."""
         schedule = {} if self.schedule is None else {"schedule": self.schedule}
         return {"lr": self.lr} | super().config() | schedule
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # a shallow one would share the arrays that steps change
 
 
 class SGD(Optimizer):

@@ -65,20 +65,16 @@ def rmsprop(
 ) -> None:
     real = p.dtype.type
     new, rate, tiny, mu = real(1 - alpha[0]), real(lr[0]), real(eps[0]), real(momentum[0])
-    if not centered[0] and not momentum[0]:
-        for i in range(len(p)):
-            v[i] += new * (g[i] * g[i] - v[i])
-            p[i] -= rate * g[i] / (np.sqrt(v[i]) + tiny)
-        return
+    center, heavy = centered[0] != 0, momentum[0] != 0
     for i in range(len(p)):
         v[i] += new * (g[i] * g[i] - v[i])
         spread = v[i]
-        if centered[0]:
+        if center:
             m[i] += new * (g[i] - m[i])
             spread -= m[i] * m[i]
             spread = real(0) if spread < 0 else spread  # as rounding may leave it
         step = g[i] / (np.sqrt(spread) + tiny)
-        if momentum[0]:
+        if heavy:
             velocity[i] = mu * velocity[i] + step
             step = velocity[i]
         p[i] -= rate * step

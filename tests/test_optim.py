@@ -340,6 +340,17 @@ def test_a_changed_setting_takes_effect_in_a_recording(engine, make, change):
     assert state_of(model) == state_of(without_tapes) != state_of(other)
 
 
+def test_a_copy_shares_nothing_that_steps_change(engine, problem):
+    optimizer = fastbp.Adam(0.1)
+    steps(engine, optimizer, *problem)
+    before = {name: getattr(optimizer, name).copy() for name in optimizer.state}
+    other = copy.copy(optimizer)
+    other.lr = 0.5
+    steps(engine, other, *problem)
+    for name, array in before.items():
+        np.testing.assert_array_equal(getattr(optimizer, name), array)
+
+
 @each_optimizer
 def test_reset_forgets_the_steps_taken(engine, name, problem):
     optimizer, fresh = (OPTIMIZERS[name][0]() for _ in range(2))
