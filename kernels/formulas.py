@@ -101,12 +101,21 @@ def classifier_sgd(x: Array, w: Array, b: Array, t: Array, total: Array, lr: Arr
     return w - lr * product(x.T, dz), b - lr * dz.sum(0), total, dx, db
 
 
+def accumulate(g: Array, total: Array, mean: Array, seen: Array, count: Array, sums: Array) -> tuple[Array, ...]:
+    share = total[1:] - seen if mean else np.ones(1)
+    return total[1:], count + share if mean else share, sums + share * g
+
+
 # what is updated in place, then the outputs
 FORMULAS: dict[str, Callable[..., tuple[Array, ...]]] = {
     "next_batch": lambda order, cursor, rows: (cursor + len(rows), order[cursor[0] : cursor[0] + len(rows)]),
     "next_rate": lambda rates, step, rate: (step + 1, rates[step]),
     "take": lambda x, rows: (x[rows],),
     "take_labels": lambda t, rows: (t[rows],),
+    "take_weights": lambda w, rows: (w[rows],),
+    "add": lambda x, y: (x + y,),
+    "accumulate": accumulate,
+    "average": lambda sums, count: (np.zeros_like(sums), np.zeros(1), sums / count if count else 0 * sums),
     "dense_forward": lambda x, w, b: (product(x, w) + b,),
     "dense_input_grad": lambda dz, w: (product(dz, w.T),),
     "dense_weight_grad": lambda x, dz: (product(x.T, dz),),

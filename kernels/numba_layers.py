@@ -44,6 +44,11 @@ def take_labels(t: Array, rows: Array, tb: Array) -> None:
         tb[i] = t[rows[i]]
 
 
+def take_weights(w: Array, rows: Array, wb: Array) -> None:
+    for i in range(len(rows)):
+        wb[i] = w[rows[i]]
+
+
 def dense_forward(x: Array, w: Array, b: Array, z: Array, scratch: Array) -> None:
     if is_narrow_product(x, w):
         zt, _ = narrow_forward(x, w, b, scratch)
@@ -103,6 +108,12 @@ def dropout_backward(dy: Array, mask: Array, dx: Array) -> None:
     for i in range(dy.shape[0]):
         for j in range(dy.shape[1]):
             dx[i, j] = dy[i, j] * mask[i, j]
+
+
+def add(x: Array, y: Array, z: Array) -> None:
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            z[i, j] = x[i, j] + y[i, j]
 
 
 def softmax_forward(z: Array, p: Array) -> None:

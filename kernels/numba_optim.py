@@ -35,6 +35,21 @@ def decay(p: Array, lr: Array, weight_decay: Array) -> None:
     kept = p.dtype.type(1 - lr[0] * weight_decay[0])
     for i in range(len(p)):
         p[i] *= kept
+def accumulate(g: Array, total: Array, mean: Array, seen: Array, count: Array, sum: Array) -> None:
+    share = total[1] - seen[0] if mean[0] != 0 else 1.0
+    seen[0] = total[1]
+    count[0] = count[0] + share if mean[0] != 0 else 1.0
+    factor = g.dtype.type(share)
+    for i in range(len(g)):
+        sum[i] += factor * g[i]
+
+
+def average(sum: Array, count: Array, g: Array) -> None:
+    factor = g.dtype.type(1 / count[0] if count[0] != 0 else 0.0)
+    for i in range(len(g)):
+        g[i] = factor * sum[i]
+        sum[i] = 0
+    count[0] = 0
 
 
 def sgd(p: Array, g: Array, lr: Array) -> None:

@@ -36,6 +36,11 @@ def take_labels(t: Array, rows: Array, tb: Array) -> None:
     np.take(t, rows, out=tb, mode="clip")
 
 
+def take_weights(w: Array, rows: Array, wb: Array, scratch: Array) -> None:
+    taken = scratch.view(w.dtype)[: len(wb)]
+    np.copyto(wb, np.take(w, rows, out=taken, mode="clip"), casting="unsafe")
+
+
 def dense_forward(x: Array, w: Array, b: Array, z: Array) -> None:
     np.matmul(x, w, out=z)
     np.add(z, b, out=z)
@@ -78,6 +83,10 @@ def dropout_forward(x: Array, rate: Array, key: Array, y: Array, mask: Array, sc
 
 def dropout_backward(dy: Array, mask: Array, dx: Array) -> None:
     np.multiply(dy, mask, out=dx)
+
+
+def add(x: Array, y: Array, z: Array) -> None:
+    np.add(x, y, out=z)
 
 
 def softmax_forward(z: Array, p: Array) -> None:

@@ -28,6 +28,16 @@ def penalize(p: Array, g: Array, l2: Array, l1: Array, scratch: Array) -> None:
 
 def decay(p: Array, lr: Array, weight_decay: Array) -> None:
     p *= p.dtype.type(1 - lr[0] * weight_decay[0])
+def accumulate(g: Array, total: Array, mean: Array, seen: Array, count: Array, sum: Array, scratch: Array) -> None:
+    share = total[1] - seen[0] if mean[0] else 1.0
+    seen[0] = total[1]
+    count[0] = count[0] + share if mean[0] else 1
+    sum += np.multiply(g, sum.dtype.type(share), out=scratch[: len(g)])
+
+
+def average(sum: Array, count: Array, g: Array) -> None:
+    np.multiply(sum, g.dtype.type(1 / count[0] if count[0] else 0), out=g)
+    sum[:] = count[:] = 0
 
 
 def sgd(p: Array, g: Array, lr: Array, scratch: Array) -> None:

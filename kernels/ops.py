@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from .op import Arg, Array, Op, flag, normal, order, rectified, small, uniform
+from .op import Arg, Array, Op, normal, order, rectified, small, uniform
+from .op import Arg, Array, Op, constant, normal, order, rectified, uniform
 
 __all__ = ["OPS", "Arg", "Array", "Op"]
 
@@ -26,6 +28,7 @@ OPS: dict[str, Op] = {
         Op("next_rate", "rates:s[M] step!:i[1] rate!:s[1] ->"),
         Op("take", "x:a[M,K] rows:i[B]<M -> xb:f[B,K]"),
         Op("take_labels", "t:i[M] rows:i[B]<M -> tb:i[B]", samples={"t": order}),
+        Op("take_weights", "w:a[M] rows:i[B]<M -> wb:f[B]", samples={"w": uniform}),
         # layers
         Op("dense_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> z:f[B,N]", _product),
         Op("dense_input_grad", "dz:f[B,N] w:f[K,N] -> dx:f[B,K]", _product),
@@ -42,6 +45,7 @@ OPS: dict[str, Op] = {
         Op("softmax_forward", "z:f[B,N] -> p:f[B,N]", _per_element(4)),
         Op("softmax_jacobian", "p:f[B,N] -> j:f[B,N,N]", lambda d: 2 * d["B"] * d["N"] ** 2),
         Op("softmax_backward", "dp:f[B,N] p:f[B,N] -> dz:f[B,N]", _per_element(4)),
+        Op("add", "x:f[B,N] y:f[B,N] -> z:f[B,N]", _per_element(1)),
         # losses: total[0] += the sum of the rows' losses, total[1] += what their mean is divided by
         Op("cross_entropy_forward", "p:f[B,N] t:i[B]<N total!:s[2] -> cost:f[B]", lambda d: 2 * d["B"]),
         Op("cross_entropy_backward", "p:f[B,N] t:i[B]<N -> dp:f[B,N]", lambda d: 2 * d["B"]),
@@ -83,6 +87,14 @@ OPS: dict[str, Op] = {
         Op("clip_norm", "g!:f[P] limit:s[1] ->", _per_element(3)),
         Op("penalize", "p:f[P] g!:f[P] l2:s[1] l1:s[1] ->", _per_element(4), {"p": normal}),
         Op("decay", "p!:f[P] lr:s[1] weight_decay:s[1] ->", _per_element(1), {"p": normal}),
+        # gradients of several batches: their mean, each counted by what was added to total[1], or (mean 0) their sum
+        Op(
+            "accumulate",
+            "g:f[P] total:s[2] mean:s[1] seen!:s[1] count!:s[1] sum!:f[P] ->",
+            _per_element(2),
+            {"mean": constant(1), "seen": constant(1), "count": constant(4)},
+        ),
+        Op("average", "sum!:f[P] count!:s[1] -> g:f[P]", _per_element(1), {"count": constant(4)}),
         # optimizers, over all parameters at once
         Op("sgd", "p!:f[P] g:f[P] lr:s[1] ->", _per_element(2), {"p": normal}),
         Op(
