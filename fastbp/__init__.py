@@ -22,6 +22,8 @@ from .version import __version__ as __version__
 if TYPE_CHECKING:
     from .conformance import Report as Report
     from .conformance import check as check
+    from .callbacks import Callback as Callback
+    from .callbacks import EarlyStopping as EarlyStopping
     from .data import spiral_data as spiral_data
     from .files import load as load
     from .kernels.engine import DTypeError as DTypeError
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from .schedules import Schedule as Schedule
     from .schedules import SequentialLR as SequentialLR
     from .schedules import StepLR as StepLR
+    from .residual import Residual as Residual
     from .selection import EngineInfo as EngineInfo
     from .selection import EngineNotAvailable as EngineNotAvailable
     from .selection import engine as engine
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
 # The imports above happen when a name is first used: `import fastbp` costs little more than NumPy alone.
 _HOMES = {
     "conformance": ["Report", "check"],
+    "callbacks": ["Callback", "EarlyStopping"],
     "data": ["spiral_data"],
     "files": ["load"],
     "kernels.engine": ["DTypeError", "Engine"],
@@ -78,6 +82,8 @@ _HOMES = {
         "SequentialLR",
         "StepLR",
     ],
+    "optim": ["SGD", "Adam", "Optimizer"],
+    "residual": ["Residual"],
     "selection": ["EngineInfo", "EngineNotAvailable", "engine", "engines", "set_default", "use"],
     "tape": ["RecordingError"],
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "as_pair",
     "as_values",
 ]
+__all__ = ["as_count", "as_features", "as_float_type", "as_labels", "as_metrics", "as_samples", "as_values"]
 
 _ELEMENTS_AT_A_TIME = 1 << 20
 
@@ -109,8 +111,23 @@ def as_pair(value: Any, name: str) -> tuple[Any, Any]:
     """Check a pair (X, y)."""
     if isinstance(value, tuple | list) and len(value) == 2:
         return value[0], value[1]
+def as_samples(value: Any, name: str) -> tuple[Any, Any, Any]:
+    """Check (X, y) or (X, y, sample_weight); the last of three is None where there are two."""
+    if isinstance(value, tuple | list) and len(value) in (2, 3):
+        return value[0], value[1], value[2] if len(value) == 3 else None
     size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
-    raise ValueError(f"{name} must be a pair (X, y), got {type(value).__name__}{size}")
+    raise ValueError(f"{name} must be (X, y) or (X, y, sample_weight), got {type(value).__name__}{size}")
+
+
+def as_metrics(metrics: Any) -> dict[str, Callable[..., float]]:
+    """Check functions of targets and predictions; returns them by name."""
+    named = metrics if isinstance(metrics, Mapping) else {getattr(f, "__name__", repr(f)): f for f in metrics}
+    for name, metric in named.items():
+        if not callable(metric):
+            raise TypeError(f"metrics must be functions of targets and predictions, got {metric!r}")
+        if name in ("loss", "accuracy"):
+            raise ValueError(f"metrics must have names of their own, got {name!r}")
+    return dict(named)
 
 
 def as_float_type(dtype: Any) -> np.dtype[Any]:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from . import layers, losses, optim
+import fastbp
+
 from .kernels.engine import Engine
+from .layers import Layer
 from .model import Sequential
 from .part import Part
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 __all__ = ["load", "read_metadata", "save"]
 
@@ -89,8 +88,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 def _describe(model: Sequential) -> tuple[dict[str, Any], dict[str, Any]]:
     tensors = {
-        f"layers.{place}.{name}": model.engine.asnumpy(layer.__dict__[name])
-        for place, layer in enumerate(model.layers)
+        f"{path}{name}": model.engine.asnumpy(layer.__dict__[name])
+        for path, layer in _layers_of(model)
         for name in layer.arrays()
     }
     if model.optimizer is not None:
@@ -109,8 +108,27 @@ def _describe(model: Sequential) -> tuple[dict[str, Any], dict[str, Any]]:
     return tensors, about
 
 
+def _layers_of(model: Sequential) -> Iterator[tuple[str, Layer]]:
+    """All layers, each with the beginning of its tensors' names."""
+    for place, layer in enumerate(model.layers):
+        yield from layer.walk(f"layers.{place}.")
+
+
 def _describe_part(part: Part | None) -> dict[str, Any] | None:
-    return None if part is None else {"type": type(part).__name__, "config": part.config()}
+    if part is None:
+        return None
+    config = {name: _describe_value(value) for name, value in part.config().items()}
+    frozen = {"trainable": False} if isinstance(part, Layer) and not part.trainable else {}
+    return {"type": type(part).__name__, "config": config, **frozen}
+
+
+def _describe_value(value: Any) -> Any:
+    """A constructor's argument as what JSON holds; it may be a part itself, or hold some."""
+    if isinstance(value, Part):
+        return _describe_part(value)
+    if isinstance(value, list | tuple):
+        return [_describe_value(item) for item in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -136,15 +154,17 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _rebuild(
     about: dict[str, Any], tensors: dict[str, Any], engine: str | Engine | None, custom: Mapping[str, type[Part]]
 ) -> Sequential:
-    stack = [_make(layers, description, custom) for description in about["layers"]]
-    for place, layer in enumerate(stack):
-        for name in layer.parameters():
-            setattr(layer, name, tensors[f"layers.{place}.{name}"])
-    loss, optimizer = _make(losses, about["loss"], custom), _make(optim, about["optimizer"], custom)
-    model = Sequential(stack, loss=loss, optimizer=optimizer, engine=engine, dtype=about["dtype"])
-    for place, layer in enumerate(model.layers):
-        for name in layer.state:
-            _fill(layer.__dict__[name], tensors[f"layers.{place}.{name}"], f"layers.{place}.{name}")
+    stack = [_make(description, custom) for description in about["layers"]]
+    model = Sequential(
+        stack,
+        loss=_make(about["loss"], custom),
+        optimizer=_make(about["optimizer"], custom),
+        engine=engine,
+        dtype=about["dtype"],
+    )
+    for path, layer in _layers_of(model):
+        for name in layer.arrays():
+            _fill(layer.__dict__[name], tensors[f"{path}{name}"], f"{path}{name}")
     if model.optimizer is not None:
         for name in model.optimizer.state:
             _fill(model.optimizer.__dict__[name], tensors[f"optimizer.{name}"], f"optimizer.{name}")
@@ -153,15 +173,24 @@ def _rebuild(
     return model
 
 
-def _make(home: ModuleType, description: dict[str, Any] | None, custom: Mapping[str, type[Part]]) -> Any:
+def _make(description: dict[str, Any] | None, custom: Mapping[str, type[Part]]) -> Any:
+    """The part that was described; only classes that fastbp exports, or that the caller gives, are ever called."""
     if description is None:
         return None
     name = description["type"]
-    kind = custom.get(name) or (getattr(home, name) if name in home.__all__ else None)
+    kind = custom.get(name) or (getattr(fastbp, name) if name in fastbp.__all__ else None)
     if not (isinstance(kind, type) and issubclass(kind, Part)):
         raise ValueError(f"the file names {name!r}, which fastbp does not have; pass custom={{{name!r}: the class}}")
-    config = {key: tuple(value) if isinstance(value, list) else value for key, value in description["config"].items()}
-    return kind(**config)
+    part: Any = kind(**{key: _make_value(value, custom) for key, value in description["config"].items()})
+    if not description.get("trainable", True):
+        part.trainable = False
+    return part
+
+
+def _make_value(value: Any, custom: Mapping[str, type[Part]]) -> Any:
+    if isinstance(value, dict) and value.keys() >= {"type", "config"}:
+        return _make(value, custom)
+    return tuple(_make_value(item, custom) for item in value) if isinstance(value, list) else value
 
 
 def _fill(array: Any, values: Any, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any, Self, overload
 
 import numpy as np
@@ -70,6 +71,8 @@ class Layer(Part):
 
     #: False while a forward pass for prediction is recorded.
     training = True
+    #: Layers inside this one.
+    layers: tuple[Layer, ...] = ()
     #: How many features `x` must have; None for any number.
     features: int | None = None
     inputs: Array
@@ -78,6 +81,27 @@ class Layer(Part):
 
     def __init__(self, *, engine: str | Engine | None = None) -> None:
         self.engine = choose_engine(engine)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether training changes the parameters; assigning holds for the layers inside, too.
+
+        A model forgets its optimizer's moments where this changes what is trained.
+        """
+        return bool(self.__dict__.get("_trainable", True))
+
+    @trainable.setter
+    def trainable(self, trainable: bool) -> None:
+        for _, layer in self.walk():
+            layer.__dict__["_trainable"] = bool(trainable)
+        if self.owner is not None:
+            self.owner.layers = self.owner.layers
+
+    def walk(self, path: str = "") -> Iterator[tuple[str, Layer]]:
+        """This layer and those inside it, each with its path: ``""``, ``"layers.0."``, ``"layers.0.layers.1."``."""
+        yield path, self
+        for place, layer in enumerate(self.layers):
+            yield from layer.walk(f"{path}layers.{place}.")
 
     def forward(self, x: Array) -> Array:
         """Compute, store and return `output` for a batch.

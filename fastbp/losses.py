@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,6 +23,7 @@ class Loss(Part):
 
     #: Whether targets are class labels; otherwise they are numbers, shaped as the outputs.
     classifies = True
+    reduction = "mean"
     dinputs: Array
 
     def __init__(self, *, engine: str | Engine | None = None) -> None:
@@ -92,6 +93,18 @@ class Loss(Part):
     @classmethod
     def stored(cls) -> tuple[str, ...]:
         return "dinputs", "costs"
+
+    def decide(self, outputs: Array) -> Array:
+        """Predictions from the last layer's outputs: labels, or the outputs themselves."""
+        return outputs.argmax(axis=1) if self.classifies else outputs
+
+    def decide_targets(self, targets: Array) -> Array:
+        """What `decide` should give."""
+        return targets.argmax(axis=1) if self.classifies and targets.ndim == 2 else targets
+
+    def with_class_weight(self, class_weight: Any) -> Self:
+        """A twin of this loss with class weights in place of its own."""
+        raise ValueError(f"{self!r} takes no class_weight")
 
     def probabilities(self, outputs: Array) -> Array:
         """Class probabilities from the last layer's output."""

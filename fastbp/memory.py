@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ class Memory:
 
     Parameters
     ----------
-    layers : sequence of Layer
+    layers : iterable of Layer
     engine : Engine
     dtype : dtype
 
@@ -42,7 +42,7 @@ class Memory:
         since the last update.
     """
 
-    def __init__(self, layers: Sequence[Layer], engine: Engine, dtype: np.dtype[Any]) -> None:
+    def __init__(self, layers: Iterable[Layer], engine: Engine, dtype: np.dtype[Any]) -> None:
         self._engine = engine
         named = [
             (layer, name, shape, layer.parameters()[name].decay)

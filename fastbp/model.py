@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
 
-from .boundary import as_count, as_features, as_float_type, as_pair
+from .boundary import as_count, as_features, as_float_type, as_metrics, as_samples
+from .callbacks import Callback
 from .kernels.engine import Engine
 from .kernels.ops import Array
 from .layers import Layer, ReLU
 from .losses import Loss
+from .memory import Memory
 from .optim import Optimizer
 from .part import Part
 from .progress import Progress
 from .selection import engine as choose_engine
-from .steps import Run, record_forward, record_training, signature
+from .steps import record_forward, signature
 from .tape import Recorder, Tape
 from .threads import limited_threads
+from .training import Data, Trainer, told
 
 __all__ = ["Gradients", "Sequential"]
 
 PREDICT_ROWS = 1024  # how many rows `predict` computes at a time
-ALIGNMENT = 256  # bytes
 TAPES = 32  # how many recordings a model keeps
 
 P = TypeVar("P")
+#: Functions of targets and predictions, by name or with names of their own.
+Metrics: TypeAlias = "Sequence[Callable[..., float]] | Mapping[str, Callable[..., float]]"
 
 
 class Gradients(NamedTuple):
     """What `Sequential.gradients` returns."""
 
     loss: float
-    #: For each layer its parameters' gradients by name, in the parameters' shapes.
+    #: For each layer its parameters' gradients by name, in the parameters' shapes; those of a layer inside another
+    #: one with its path, as in ``"layers.0.weights"``.
     layers: list[dict[str, Array]]
     #: By X, in its shape.
     inputs: Array
@@ -70,8 +74,10 @@ class Sequential:
     layers : tuple of Layer
         Assigning others keeps the values of those that stay.
     history : dict of list
-        One number an epoch, over all calls of `fit`: ``loss``, and with validation data ``val_loss`` and
-        ``val_accuracy``.
+        One number an epoch, over all calls of `fit`: ``loss``, and with validation data ``val_loss``, ``val_accuracy``
+        and metrics.
+    memory : Memory
+        Parameters, gradients and counters, as flat arrays of the engine.
 
     Examples
     --------
@@ -152,12 +158,17 @@ class Sequential:
     def fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         *,
         epochs: int = 10,
         batch_size: int = 32,
         shuffle: bool = True,
-        validation_data: tuple[Any, Any] | None = None,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        validation_data: Sequence[Any] | None = None,
+        metrics: Metrics = (),
+        callbacks: Sequence[Callback | Callable[..., Any]] = (),
+        accumulate: int = 1,
         verbose: bool | None = None,
         threads: int | None = None,
     ) -> Self:
@@ -166,15 +177,28 @@ class Sequential:
         Parameters
         ----------
         X : array, shape (rows, features)
-            Finite numbers of any real dtype, at any row stride; converted a batch at a time.
+            Finite numbers of any real dtype, at any row stride; converted a batch at a time, so that it may be mapped
+            from a file and larger than memory. Or, without `y`, batches: an iterable of (X, y) or (X, y,
+            sample_weight), gone through anew in each epoch, or a function that returns one.
         y : array
-            As the loss wants it: labels or one-hot rows, or numbers of shape (rows, outputs).
+            As the loss wants it: labels, one-hot rows or rows of probabilities, or numbers of shape (rows, outputs).
         epochs, batch_size : int
             The last batch of an epoch is shorter where `batch_size` does not divide the rows.
         shuffle : bool, default True
-            Draw a new order of the rows for each epoch.
-        validation_data : (X, y), optional
+            Draw a new order of the rows for each epoch. Batches are taken as they come.
+        sample_weight : array, shape (rows,), optional
+            How often each row counts.
+        class_weight : array of shape (classes,), dict or "balanced", optional
+            In place of the loss's; "balanced" is rows / (classes * rows of the class).
+        validation_data : (X, y) or (X, y, sample_weight), optional
             Evaluated after each epoch, into `history`.
+        metrics : sequence or dict of functions, optional
+            Called with the targets and predictions of the validation data, and with `sample_weight` where there is
+            one, as those of sklearn.metrics are; `history` has them as ``"val_"`` and their names.
+        callbacks : sequence of Callback or function, optional
+            What is called after each epoch, with the model and its figures; one that returns True ends training.
+        accumulate : int, default 1
+            Take the mean gradient of so many batches for each update.
         verbose : bool, optional
             Show a progress bar; by default on a terminal where tqdm is installed.
         threads : int, optional
@@ -191,49 +215,79 @@ class Sequential:
             For data that does not fit; nothing has changed then.
         FloatingPointError
             Where the loss becomes infinite or NaN. The weights are then those of at most a second before.
+
+        Examples
+        --------
+        >>> import fastbp
+        >>> X, y = fastbp.spiral_data(50, 3, seed=0)
+        >>> model = fastbp.Sequential([fastbp.Dense(2, 16), fastbp.Tanh(), fastbp.Dense(16, 3)],
+        ...                           loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.Adam(), seed=0)
+        >>> model.fit(X, y, epochs=3, validation_data=(X, y), class_weight={2: 0.5}).history.keys()
+        dict_keys(['loss', 'val_loss', 'val_accuracy'])
         """
-        loss, optimizer = _needed("loss", self.loss), _needed("optimizer", self.optimizer)
-        if not self.parameters.size:
-            raise ValueError("no layer of this model has parameters to train")
         epochs, batch_size = as_count(epochs, "epochs"), as_count(batch_size, "batch_size")
-        X, y = self._checked(X, y)
-        held_out = (
-            None
-            if validation_data is None
-            else self._checked(*as_pair(validation_data, "validation_data"), "validation_data: ")
-        )
-        progress = Progress(epochs, verbose)
-        order = np.arange(len(X))
-        data = {"X": self.engine.table(X), "y": self.engine.table(y), "order": self.engine.table(order)}
-        full, rest = divmod(len(X), batch_size)
+        accumulate = as_count(accumulate, "accumulate")
         threads = self.threads if threads is None else as_count(threads, "threads")
-        with self._lock, limited_threads(threads, self.engine), contextlib.ExitStack() as bound, progress:
-            tapes = []
-            for batch, steps in ((batch_size, full), (rest, 1)):
-                if batch and steps:
-                    record = partial(record_training, self, data=data, batch=batch)
-                    kinds = [(x.shape[1:], x.dtype) for x in data.values()]
-                    tape = self._tape("training", batch, *kinds, record=record, parts=[*self.layers, loss, optimizer])
-                    bound.enter_context(tape.bound(**data))
-                    tapes.append((tape, steps))
-            for layer in self.layers:
-                layer.forget()
-            run = Run(self, [self.parameters, *arrays_of(optimizer), *(a for x in self.layers for a in arrays_of(x))])
-            for _ in range(epochs):
-                if shuffle:
-                    data["order"][...] = self.engine.asarray(self._rng.permutation(len(X)))
-                self.cursor[...] = 0
-                self.total[...] = 0
-                for tape, steps in tapes:
-                    run(tape, steps)
-                figures = {"loss": float(self.total[0] / self.total[1])}
+        functions = as_metrics(metrics)
+        held_out = None
+        if validation_data is not None:
+            held_out = self._checked(*as_samples(validation_data, "validation_data"), "validation_data: ")
+        data, batches, loss = self._source(X, y, sample_weight, class_weight)
+        names = "loss", *(() if held_out is None else [f"val_{name}" for name in self._score_names(functions)])
+        with (
+            self._lock,
+            limited_threads(threads, self.engine),
+            told(callbacks, self, names) as listeners,
+            Progress(epochs, verbose) as progress,
+            Trainer(self, loss, accumulate) as trainer,
+        ):
+            for epoch in range(epochs):
+                if data is None:
+                    mean = trainer.epoch_through(batches())
+                else:
+                    if epoch == 0 or listeners:  # which may have changed the model
+                        trainer.bind(data, batch_size)
+                    mean = trainer.epoch(shuffle)
+                figures = {"loss": mean}
                 if held_out is not None:
-                    figures |= {f"val_{name}": value for name, value in self._scores(*held_out).items()}
+                    scores = self._scores(held_out, functions)
+                    figures |= {f"val_{name}": value for name, value in scores.items()}
                 for name, value in figures.items():
                     self.history.setdefault(name, []).append(value)
                 progress.step(figures)
-            run.finish()
+                if sum(bool(listener(self, figures)) for listener in listeners):  # all are told
+                    break
         return self
+
+    def train_on_batch(
+        self, X: Any, y: Any, *, sample_weight: Any = None, class_weight: Any = None, threads: int | None = None
+    ) -> float:
+        """Train one step on a batch, which `history` does not show.
+
+        Parameters
+        ----------
+        X : array, shape (batch, features)
+        y : array
+            As in `fit`.
+        sample_weight, class_weight, threads : optional
+            As in `fit`.
+
+        Returns
+        -------
+        float
+            The batch's loss, before the step.
+
+        Raises
+        ------
+        ValueError, FloatingPointError
+            As in `fit`.
+        """
+        threads = self.threads if threads is None else as_count(threads, "threads")
+        loss = self._loss_with(class_weight)
+        data = self._checked(X, y, sample_weight, loss=loss)
+        with self._lock, limited_threads(threads, self.engine), Trainer(self, loss) as trainer:
+            trainer.bind(data, len(data.X))
+            return trainer.epoch(shuffle=False)
 
     def predict(self, X: Any) -> Array:
         """Class labels where the loss is one for classes, otherwise the outputs.
@@ -246,36 +300,40 @@ class Sequential:
         -------
         array, shape (rows,) of int64, or (rows, outputs)
         """
-        outputs = self._outputs(X)
+        outputs = self._outputs(self._features_of(X))
         return outputs.argmax(axis=1) if self.loss is not None and self.loss.classifies else outputs
 
     def predict_proba(self, X: Any) -> Array:
         """Class probabilities, shape (rows, classes)."""
         loss = _needed("loss", self.loss).twin(engine=self.engine)
-        return self.engine.asnumpy(loss.probabilities(self.engine.asarray(self._outputs(X))))
+        return self.engine.asnumpy(loss.probabilities(self.engine.asarray(self._outputs(self._features_of(X)))))
 
-    def evaluate(self, X: Any, y: Any) -> dict[str, float]:
-        """The mean ``loss`` on data held out, and the ``accuracy`` where there are classes."""
-        return self._scores(*self._checked(X, y))
+    def evaluate(self, X: Any, y: Any, *, sample_weight: Any = None, metrics: Metrics = ()) -> dict[str, float]:
+        """The ``loss`` on data held out, the ``accuracy`` where there are classes, and metrics as in `fit`."""
+        return self._scores(self._checked(X, y, sample_weight), as_metrics(metrics))
 
-    def gradients(self, X: Any, y: Any) -> Gradients:
-        """The mean loss of a batch and all its gradients, in one training pass that changes nothing."""
+    def gradients(self, X: Any, y: Any, *, sample_weight: Any = None) -> Gradients:
+        """The loss of a batch and all its gradients, in one training pass that changes nothing."""
         loss = _needed("loss", self.loss).twin(engine=self.engine)
-        X, y = self._checked(X, y)
-        layers = [x.twin(**{name: x.__dict__[name].copy() for name in x.state}) for x in self.layers]
+        X, y, weights = self._checked(X, y, sample_weight)
+        layers = [_copied(layer) for layer in self.layers]
         outputs = self.engine.asarray(X, self.dtype)
+        total = self.engine.zeros((2,), np.float64)
         with limited_threads(self.threads, self.engine):
             for layer in layers:
                 outputs = layer.forward(outputs)
-            mean = loss.forward(outputs, y)
-            dvalues = loss.backward()
+            dvalues = loss.gradient(outputs, y, weights, total)
             for layer in reversed(layers):
                 dvalues = layer.backward(dvalues)
-        return Gradients(mean, [{name: getattr(x, f"d{name}") for name in x.parameters()} for x in layers], dvalues)
+        found = [
+            {f"{path}{name}": getattr(x, f"d{name}") for path, x in layer.walk() for name in x.shapes()}
+            for layer in layers
+        ]
+        return Gradients(loss.value(total), found, dvalues)
 
     def forward(self, X: Any) -> Array:
         """The last layer's output in a training pass; each layer keeps its own `output` to look at."""
-        outputs = self.engine.asarray(as_features(X, self._features, dtype=self.dtype), self.dtype)
+        outputs = self.engine.asarray(self._features_of(X), self.dtype)
         with limited_threads(self.threads, self.engine):
             for layer in self.layers:
                 outputs = layer.forward(outputs)
@@ -306,19 +364,36 @@ class Sequential:
     def step(self) -> None:
         """Let the optimizer take a step with the gradients of the last `backward`."""
         optimizer = _needed("optimizer", self.optimizer)
-        for place, layer in enumerate(self.layers):
-            for name, memory in self.gradient_memory(place).items():
-                memory[...] = getattr(layer, f"d{name}")
-        optimizer.update(self.parameters, self.parameter_gradients, None)
+        for layer in self.walk():
+            for name, where in self.memory.gradients_of(layer).items():
+                where[...] = getattr(layer, f"d{name}")
+        if optimizer.schedule is not None:
+            optimizer.rate[...] = optimizer.rates(np.array([float(len(self.history.get("loss", ())))]))
+        optimizer.update(self.memory.trained, self.memory.gradients, self.memory.decayed)
+
+    def walk(self) -> Iterator[Layer]:
+        """All layers, those inside others too."""
+        return (inner for layer in self.layers for _, inner in layer.walk())
+
+    def weights_and_state(self) -> list[Array]:
+        """The arrays that a trained model consists of: all parameters, and the layers' other state."""
+        return [self.memory.parameters, *(layer.__dict__[name] for layer in self.walk() for name in layer.state)]
 
     def summary(self) -> str:
         """A table of the layers, as text."""
-        counts = [sum(math.prod(shape) for shape in layer.shapes().values()) for layer in self.layers]
-        width = max(len(repr(layer)) for layer in self.layers)
-        lines = [f"{layer!r:{width}}  {count:>12,}" for layer, count in zip(self.layers, counts, strict=True)]
+        rows = [
+            (
+                f"{'  ' * path.count('.')}{x!r}{'' if x.trainable else ' (frozen)'}",
+                sum(map(math.prod, x.shapes().values())),
+            )
+            for layer in self.layers
+            for path, x in layer.walk()
+        ]
+        width = max(len(text) for text, _ in rows)
         parts = [repr(part) for part in (self.loss, self.optimizer) if part is not None]
-        about = f"{sum(counts):,} parameters", self.dtype.name, f"engine {self.engine.name}", *parts
-        return "\n".join([*lines, ", ".join(about)])
+        count = sum(count for _, count in rows)
+        about = f"{count:,} parameters", self.dtype.name, f"engine {self.engine.name}", *parts
+        return "\n".join([*(f"{text:{width}}  {count:>12,}" for text, count in rows), ", ".join(about)])
 
     def save(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write the model to a safetensors file; `fastbp.load` reads it. See `fastbp.files.save`."""
@@ -326,14 +401,9 @@ class Sequential:
 
         save(self, path, metadata)
 
-    def gradient_memory(self, place: int) -> dict[str, Array]:
-        """Where training writes the gradients of a layer's parameters, by name and in their shapes."""
-        layer = self.layers[place]
-        return {
-            name: self.parameter_gradients[where].reshape(layer.shapes()[name])
-            for owner, name, where in self._places
-            if owner is layer
-        }
+    def permutation(self, rows: int) -> Array:
+        """A new order of some rows, drawn from this model's seed."""
+        return self._rng.permutation(rows)
 
     def random_state(self) -> dict[str, Any]:
         """The state of the generator that shuffles, and the seed, as what JSON holds."""
@@ -362,7 +432,7 @@ class Sequential:
         return f"Sequential({list(self.layers)!r}, loss={self.loss!r}, optimizer={self.optimizer!r})"
 
     # what `_gather` makes, so that pickle and deepcopy leave it out
-    _made_anew = "parameters", "parameter_gradients", "cursor", "total", "_places", "_tapes", "_lock", "_recording"
+    _made_anew = "memory", "_tapes", "_lock", "_recording"
 
     def _assemble(self, layers: Sequence[Layer], optimizer: Optimizer | None) -> None:
         """Take layers and optimizer into this model, or raise before anything has changed."""
@@ -375,53 +445,47 @@ class Sequential:
         layers = tuple(layers)
         _check_stack(layers)
         _check_kind("optimizer", optimizer, Optimizer)
-        for part in (*layers, optimizer):
+        for part in (*(x for layer in layers for _, x in layer.walk()), optimizer):
             if part is not None and part.owner not in (None, self):
                 raise ValueError(f"{part!r} belongs to another model; make a new one, or copy.deepcopy it")
-        for place, (layer, following) in enumerate(zip(layers, (*layers[1:], None), strict=True)):
+        inner = tuple(x for layer in layers for _, x in layer.walk())
+        for layer, following in zip(layers, (*layers[1:], None), strict=True):
             if layer.owner is None:
                 layer.undraw()
                 layer.draw(self._rng, before_relu=isinstance(following, ReLU))
+        for place, layer in enumerate(inner):
+            if layer.owner is None:
                 if lacking := layer.parameters().keys() - (layer.__dict__.keys() & layer.shapes().keys()):
                     raise TypeError(f"{layer!r}: shapes must name and draw must assign {', '.join(sorted(lacking))}")
                 layer.reseed(self._seeds, place)
-        for part in (*self.layers, self.optimizer):
-            if part is not None and part not in (*layers, optimizer):
+        for part in (*self.walk(), self.optimizer):
+            if part is not None and part not in (*inner, optimizer):
                 part.owner = None
-        if optimizer is not None and (optimizer is not self.optimizer or layers != self.layers):
-            optimizer.reset()
+        before = self._trained_places() if self._layers else None
+        new = optimizer is not self.optimizer
         self._layers, self._optimizer = layers, optimizer
+        if optimizer is not None and (new or self._trained_places() != before):
+            optimizer.reset()
         self._gather()
 
+    def _trained_places(self) -> list[tuple[Layer, bool]]:
+        """What the optimizer's moments depend on."""
+        return [(layer, layer.trainable) for layer in self.walk()]
+
     def _gather(self) -> None:
-        """Lay all parameters into one array, decayed before undecayed ones, and make the layers' own views of it."""
-        named = [(layer, name, p) for layer in self.layers for name, p in layer.parameters().items()]
-        step = ALIGNMENT // self.dtype.itemsize
-        self._places: list[tuple[Layer, str, slice]] = []
-        size = 0
-        for layer, name, _ in sorted(named, key=lambda item: not item[2].decay):
-            stop = size + math.prod(layer.shapes()[name])
-            self._places.append((layer, name, slice(size, stop)))
-            size = -(-stop // step) * step
-        self.parameters = self.engine.zeros((size,), self.dtype)
-        self.parameter_gradients = self.engine.zeros((size,), self.dtype)
-        self.cursor = self.engine.zeros((1,), np.int64)
-        self.total = self.engine.zeros((2,), np.float64)
-        for layer, name, where in self._places:
-            view = self.parameters[where].reshape(layer.shapes()[name])
-            view[...] = self.engine.asarray(layer.__dict__[name])
-            layer.__dict__[name] = view
-        for layer in self.layers:
+        """Lay all parameters into one array, of which the layers' own become views, and take the other state over."""
+        self.memory = Memory(self.walk(), self.engine, self.dtype)
+        for layer in self.walk():
             layer.owner, layer.engine = self, self.engine
             layer.forget()
             for name in layer.state:
                 layer.__dict__[name] = self.engine.asarray(layer.__dict__[name]).copy()
         if self.optimizer is not None:
             self.optimizer.owner = self
-            self.optimizer.prepare(self.engine, size, self.dtype)
+            self.optimizer.prepare(self.engine, len(self.memory.gradients), self.dtype)
         self._tapes: dict[Any, Tape] = {}
 
-    def _tape(self, *key: Any, record: Callable[[Recorder], None], parts: Sequence[Part]) -> Tape:
+    def tape(self, *key: Any, record: Callable[[Recorder], None], parts: Sequence[Part]) -> Tape:
         """The recording for `key` and the parts as they are; made where it is not there yet."""
         key = *key, *map(signature, parts)
         with self._recording:
@@ -435,46 +499,101 @@ class Sequential:
                 tape.settings = [part.settings() for part in parts]
         return tape
 
+    def _features_of(self, X: Any) -> Array:
+        return as_features(X, self._features, dtype=self.dtype)
+
     @property
     def _features(self) -> int | None:
         """How many features X must have; None where no layer says so."""
         return next((layer.features for layer in self.layers if layer.features is not None), None)
 
-    def _checked(self, X: Any, y: Any, prefix: str = "") -> tuple[Array, Array]:
-        """X and y as the tapes take them, or an error that names what does not fit."""
+    def _checked(self, X: Any, y: Any, sample_weight: Any = None, prefix: str = "", loss: Loss | None = None) -> Data:
+        """X, y and weights as the tapes take them, or an error that names what does not fit."""
         X = as_features(X, self._features, f"{prefix}X", self.dtype)
         width = X.shape[1]
         for layer in self.layers:
             width = layer.width(width)
-        return X, _needed("loss", self.loss).targets(y, len(X), width, None, f"{prefix}y", self.dtype)[0]
+        loss = loss or _needed("loss", self.loss)
+        return Data(X, *loss.targets(y, len(X), width, sample_weight, f"{prefix}y", self.dtype))
 
-    def _outputs(self, X: Any) -> Array:
-        """The last layer's output for all rows of X, as a NumPy array."""
-        X = as_features(X, self._features, dtype=self.dtype)
+    def _source(
+        self, X: Any, y: Any, sample_weight: Any, class_weight: Any
+    ) -> tuple[Data | None, Callable[[], Iterator[Data]], Loss]:
+        """Data to train on, or None and a function that goes through batches of data; and the loss."""
+        if y is not None:
+            loss = self._loss_with(None if isinstance(class_weight, str) else class_weight)
+            data = self._checked(X, y, sample_weight, loss=loss)
+            if isinstance(class_weight, str):
+                loss = self._loss_with(_balanced(class_weight, data.y))
+            return data, lambda: iter([]), loss
+        if hasattr(X, "shape") or hasattr(X, "dtypes") or not (callable(X) or isinstance(X, Iterable)):
+            raise ValueError("y must hold real numbers, got None; only batches, an iterable of (X, y), need no y")
+        if sample_weight is not None or isinstance(class_weight, str):
+            raise ValueError(
+                "with batches, sample_weight is each batch's third part, and class_weight has no 'balanced'"
+            )
+        loss = self._loss_with(class_weight)
+
+        def batches() -> Iterator[Data]:
+            place = -1
+            for place, batch in enumerate(X() if callable(X) else X):
+                yield self._checked(*as_samples(batch, f"batch {place}"), f"batch {place}: ", loss)
+            if place < 0:
+                raise ValueError("there is no batch (left): pass a list, or a function that returns an iterator")
+
+        return None, batches, loss
+
+    def _loss_with(self, class_weight: Any) -> Loss:
+        """What training needs: the loss, here with class weights in place of its own."""
+        loss = _needed("loss", self.loss)
+        _needed("optimizer", self.optimizer)
+        if not len(self.memory.gradients):
+            raise ValueError("no layer of this model has parameters to train")
+        return loss if class_weight is None else loss.with_class_weight(class_weight)
+
+    def _outputs(self, X: Array) -> Array:
+        """The last layer's output for all rows of a checked X, as a NumPy array."""
         outputs = []
         with limited_threads(self.threads, self.engine):
             for start in range(0, len(X), PREDICT_ROWS):
                 piece = X[start : start + PREDICT_ROWS]
                 record = partial(record_forward, self, rows=piece.shape[0], features=piece.shape[1])
-                tape = self._tape("forward", *piece.shape, record=record, parts=self.layers)
+                tape = self.tape("forward", *piece.shape, record=record, parts=list(self.walk()))
                 with tape.bound():
                     tape.memory["X"][...] = self.engine.asarray(piece)
                     tape.run()
                     outputs.append(self.engine.asnumpy(tape.memory["outputs"]).copy())
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
-    def _scores(self, X: Array, y: Array) -> dict[str, float]:
+    def _scores(self, data: Data, metrics: Mapping[str, Callable[..., float]]) -> dict[str, float]:
         loss = _needed("loss", self.loss).twin(engine=self.engine)
-        outputs = self._outputs(X)
-        scores = {"loss": loss.forward(outputs, y)}
+        outputs, total = self._outputs(data.X), self.engine.zeros((2,), np.float64)
+        loss.gradient(self.engine.asarray(outputs), data.y, data.weights, total)
+        scores = {"loss": loss.value(total)}
+        predicted, true = loss.decide(outputs), loss.decide_targets(data.y)
         if loss.classifies:
-            scores["accuracy"] = float(np.mean(outputs.argmax(axis=1) == y))
-        return scores
+            right = (predicted == true).reshape(len(true), -1).all(axis=1)
+            counts = data.weights is not None and data.weights.any()
+            scores["accuracy"] = float(np.average(right, weights=data.weights if counts else None))
+        options = {} if data.weights is None else {"sample_weight": data.weights}
+        return scores | {name: float(metric(true, predicted, **options)) for name, metric in metrics.items()}
+
+    def _score_names(self, metrics: Iterable[str]) -> list[str]:
+        return ["loss", *(["accuracy"] if _needed("loss", self.loss).classifies else []), *metrics]
 
 
-def arrays_of(part: Part) -> list[Array]:
-    """The arrays that a part keeps from call to call, besides a layer's parameters."""
-    return [part.__dict__[name] for name in part.state]
+def _copied(layer: Layer) -> Layer:
+    """A twin whose state is its own, and those of the layers inside."""
+    inner = {"layers": tuple(map(_copied, layer.layers))} if layer.layers else {}
+    return layer.twin(**{name: layer.__dict__[name].copy() for name in layer.state}, **inner)
+
+
+def _balanced(class_weight: str, y: Array) -> dict[int, float]:
+    """Class weights that make all classes count the same."""
+    if class_weight != "balanced" or y.ndim != 1:
+        raise ValueError(f"class_weight must be numbers, or 'balanced' with labels, got {class_weight!r}")
+    labels, counts = np.unique(y, return_counts=True)
+    return {int(label): len(y) / (len(labels) * int(count)) for label, count in zip(labels, counts, strict=True)}
 
 
 def _needed(name: str, part: P | None) -> P:
@@ -491,11 +610,14 @@ def _check_kind(name: str, value: Any, kind: type) -> None:
 def _check_stack(layers: tuple[Layer, ...]) -> None:
     if not layers:
         raise ValueError("layers must hold at least one layer")
+    seen: set[int] = set()
     for place, layer in enumerate(layers):
         if not isinstance(layer, Layer):
             raise TypeError(f"layers[{place}] must be a fastbp Layer, got {layer!r}")
-        if any(layer is other for other in layers[:place]):
-            raise ValueError(f"layers[{place}], {layer!r}, stands in the model twice")
+        for path, inner in layer.walk(f"layers[{place}]."):
+            if id(inner) in seen:
+                raise ValueError(f"{path.rstrip('.')}, {inner!r}, stands in the model twice")
+            seen.add(id(inner))
     width = next((layer.features for layer in layers if layer.features is not None), None)
     if width is not None:
         for layer in layers:

@@ -106,6 +106,9 @@ class Optimizer(Part):
         clip_value: float | None = None,
         schedule: Rates | None = None,
     ) -> None:
+    schedule: Any = None
+
+    def __init__(self, lr: float) -> None:
         # an array from the start: what a recording reads may then change between its steps
         self.rate = np.empty(1)
         self.lr = lr

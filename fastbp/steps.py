@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from .kernels.ops import Array
+from .layers import Layer
+from .losses import Loss
 from .part import Part
 from .tape import Recorder, RecordingError, Tape
 
 if TYPE_CHECKING:
     from .model import Sequential
 
-__all__ = ["Run", "record_forward", "record_training", "signature"]
+__all__ = ["Run", "record_forward", "record_training", "record_update", "signature"]
 
 SLICE_SECONDS = 0.05  # how long one replay may keep Ctrl-C waiting
 SNAPSHOT_SECONDS = 1.0
@@ -25,40 +27,94 @@ SMALL = 1 << 16  # bytes of a setting that are compared one by one
 P = TypeVar("P", bound=Part)
 
 
-def record_training(model: Sequential, recorder: Recorder, data: dict[str, Array], batch: int) -> None:
-    """Write down a step: take a batch of the slots X, y and order, forward, loss, backward, update."""
-    assert model.loss is not None and model.optimizer is not None
+def record_training(
+    model: Sequential,
+    recorder: Recorder,
+    data: dict[str, Array],
+    batch: int,
+    loss: Loss,
+    *,
+    accumulate: bool = False,
+) -> None:
+    """Write down a step: take a batch, forward, loss, backward, update.
+
+    Parameters
+    ----------
+    model : Sequential
+    recorder : Recorder
+    data : dict of array
+        Examples of what the slots will hold: X, y, order, and where there are any, the rows' weights and the steps'
+        learning rates.
+    batch : int
+        Rows of a step.
+    loss : Loss
+    accumulate : bool, default False
+        Add the gradients to those of other batches in place of the update.
+    """
+    memory = model.memory
     order, X, y = (recorder.slot(name, data[name].shape, data[name].dtype) for name in ("order", "X", "y"))
     rows = recorder.adopt(model.engine.zeros((batch,), np.int64))
-    recorder.next_batch(order, recorder.adopt(model.cursor), rows)
+    recorder.next_batch(order, recorder.adopt(memory.cursor), rows)
     outputs = recorder.take(X, rows)
-    targets = (recorder.take_labels if model.loss.classifies else recorder.take)(y, rows)
+    targets = (recorder.take_labels if data["y"].ndim == 1 else recorder.take)(y, rows)
+    weights = None
+    if "weights" in data:
+        weights = recorder.take_weights(recorder.slot("weights", data["weights"].shape, np.float64), rows)
 
     layers = [recorded(layer, recorder) for layer in model.layers]
+    twins = [twin for layer in layers for _, twin in layer.walk()]
     for layer in layers:
         with named(layer, "forward"):
             outputs = recorder.asarray(layer.forward(outputs))
-    with named(model.loss, "gradient"):
-        loss = recorded(model.loss, recorder)
-        dvalues = recorder.asarray(loss.gradient(outputs, targets, None, recorder.adopt(model.total)))
+    twin_of_loss = recorded(loss, recorder)
+    with named(loss, "gradient"):
+        total = recorder.adopt(memory.total)
+        dvalues = recorder.asarray(twin_of_loss.gradient(outputs, targets, weights, total))
     for layer in reversed(layers):
         with named(layer, "backward"):
             dvalues = recorder.asarray(layer.backward(dvalues))
-            for name, memory in model.gradient_memory(layers.index(layer)).items():
-                if f"d{name}" not in layer.__dict__:
-                    raise RecordingError(f"{layer!r}: backward must store the gradient of {name} as self.d{name}")
-                recorder.want(getattr(layer, f"d{name}"), memory)
-    with named(model.optimizer, "update"):
-        parameters, gradients = recorder.adopt(model.parameters), recorder.adopt(model.parameter_gradients)
-        optimizer = recorded(model.optimizer, recorder)
-        optimizer.update(parameters, gradients, None)
-    for part, twin in zip((*model.layers, model.loss, model.optimizer), (*layers, loss, optimizer), strict=True):
-        for name, value in part.__dict__.items():
-            if type(value) in (*PLAIN, float) and twin.__dict__[name] != value:
-                raise RecordingError(
-                    f"{part!r}: {name} changed while a step was recorded, which happens once, not once a step; "
-                    "what changes from step to step is an array named in `state`, updated by an op"
-                )
+    for layer, twin in zip(model.walk(), twins, strict=True):
+        check_unchanged(layer, twin)
+        with named(layer, "backward"):
+            for name, where in memory.gradients_of(layer).items():
+                if f"d{name}" not in twin.__dict__:
+                    raise RecordingError(f"it must store the gradient of {name} as self.d{name}")
+                recorder.want(getattr(twin, f"d{name}"), where)
+    check_unchanged(loss, twin_of_loss)
+
+    if accumulate:
+        mean = recorder.scalar(loss.reduction == "mean")
+        counters = recorder.adopt(memory.seen), recorder.adopt(memory.weight), recorder.adopt(memory.sums)
+        recorder.accumulate(recorder.adopt(memory.gradients), total, mean, *counters)
+    else:
+        record_update(model, recorder, data)
+
+
+def record_update(model: Sequential, recorder: Recorder, data: dict[str, Array], *, average: bool = False) -> None:
+    """Write down the optimizer's part of a step; `average` takes the mean of gradients that were added up."""
+    memory, optimizer = model.memory, model.optimizer
+    assert optimizer is not None
+    if average:
+        mean = recorder.average(recorder.adopt(memory.sums), recorder.adopt(memory.weight))
+        recorder.want(mean, memory.gradients)
+    if "rates" in data:
+        rates = recorder.slot("rates", data["rates"].shape, np.float64)
+        recorder.next_rate(rates, recorder.adopt(memory.step), recorder.adopt(optimizer.rate))
+    twin = recorded(optimizer, recorder)
+    decayed = memory.decayed and (recorder.adopt(memory.decayed[0]), recorder.adopt(memory.decayed[1]))
+    with named(optimizer, "update"):
+        twin.update(recorder.adopt(memory.trained), recorder.adopt(memory.gradients), decayed)
+    check_unchanged(optimizer, twin)
+
+
+def check_unchanged(part: Part, twin: Part) -> None:
+    """See that recording changed no plain number of a part's twin."""
+    for name, value in part.__dict__.items():
+        if type(value) in (*PLAIN, float) and twin.__dict__[name] != value:
+            raise RecordingError(
+                f"{part!r}: {name} changed while a step was recorded, which happens once, not once a step; "
+                "what changes from step to step is an array named in `state`, updated by an op"
+            )
 
 
 def record_forward(model: Sequential, recorder: Recorder, rows: int, features: int) -> None:
@@ -74,6 +130,8 @@ def record_forward(model: Sequential, recorder: Recorder, rows: int, features: i
 def recorded(part: P, recorder: Recorder, **attributes: Any) -> P:
     """A twin of a part that calls the recorder and holds handles for its arrays."""
     handles = {name: recorder.adopt(part.__dict__[name]) for name in part.arrays()}
+    if isinstance(part, Layer) and part.layers:
+        handles["layers"] = tuple(recorded(layer, recorder, **attributes) for layer in part.layers)
     return part.twin(engine=recorder, **handles, **attributes)
 
 
@@ -92,7 +150,7 @@ def signature(part: Part) -> tuple[Any, ...]:
     A recording keeps those arrays alive, so their identity is never used again while it may be looked up.
     """
     settings = [(k, v if type(v) in PLAIN else _value(v)) for k, v in part.settings().items()]
-    return type(part), id(part), *settings, *[id(part.__dict__[name]) for name in part.arrays()]
+    return type(part), *settings, *[id(part.__dict__[name]) for name in part.arrays()]
 
 
 PLAIN = {bool, int, str, type(None)}
@@ -113,9 +171,11 @@ class Run:
     Where the loss is no longer finite, the model's memory goes back to a snapshot, at most a second or so old.
     """
 
-    def __init__(self, model: Sequential, memory: Sequence[Array]) -> None:
+    def __init__(self, model: Sequential) -> None:
         self._model = model
-        self._memory = memory
+        self._memory = model.weights_and_state()
+        if model.optimizer is not None:
+            self._memory += [model.optimizer.__dict__[name] for name in model.optimizer.state]
         self._seconds_a_step: dict[Tape, float] = {}
         self._steps = 0
         self._take_snapshot()
@@ -135,7 +195,7 @@ class Run:
         self._check(0, thoroughly=True)
 
     def _check(self, steps: int, thoroughly: bool = False) -> None:
-        loss = float(self._model.total[0])
+        loss = float(self._model.memory.total[0])
         snapshot_is_due = time.perf_counter() - self._snapshot_time > SNAPSHOT_SECONDS
         if not np.isfinite(loss) or ((thoroughly or snapshot_is_due) and not self._weights_are_finite()):
             for array, kept in zip(self._memory, self._snapshot, strict=True):
@@ -151,7 +211,7 @@ class Run:
             self._take_snapshot()
 
     def _weights_are_finite(self) -> bool:
-        return bool(np.isfinite(self._model.engine.asnumpy(self._model.parameters)).all())
+        return bool(np.isfinite(self._model.engine.asnumpy(self._model.memory.parameters)).all())
 
     def _take_snapshot(self) -> None:
         self._snapshot = [array.copy() for array in self._memory]

@@ -58,7 +58,7 @@ BAD_Y = {
     "rows of two": (np.ones((20, 3)), "y of two dimensions must hold one-hot rows"),
     "too many classes": (np.eye(4)[Y], r"y must hold 20 labels, .*got \(20, 4\)"),
     "ragged": ([[0], [0, 1]], "y must .*"),
-    "nothing": (None, "y must hold real numbers, got dtype object"),
+    "nothing": (None, "y must hold real numbers, got (dtype object|None)"),
 }
 USES = {
     "fit": lambda m, X, y: m.fit(X, y, epochs=1),
@@ -141,10 +141,10 @@ def test_numbers_that_float32_cannot_hold(engine, value):
         ({"batch_size": -5}, ValueError, "batch_size must be at least 1, got -5"),
         ({"batch_size": None}, TypeError, "batch_size must be an integer, got None"),
         ({"batch_size": True}, TypeError, "batch_size must be an integer, got True"),
-        ({"validation_data": X}, (TypeError, ValueError), r"validation_data must be a pair \(X, y\), got ndarray"),
-        ({"validation_data": (X,)}, ValueError, r"validation_data must be a pair \(X, y\)"),
-        ({"validation_data": (X, Y, Y)}, ValueError, r"validation_data must be a pair \(X, y\)"),
-        ({"validation_data": 0.2}, (TypeError, ValueError), r"validation_data must be a pair \(X, y\), got float"),
+        ({"validation_data": X}, (TypeError, ValueError), r"validation_data must be \(X, y\) or \(X, y, sample_weight\), got ndarray"),
+        ({"validation_data": (X,)}, ValueError, r"validation_data must be \(X, y\) or \(X, y, sample_weight\)"),
+        ({"validation_data": (X, Y, Y)}, ValueError, r"validation_data must be \(X, y\) or \(X, y, sample_weight\)"),
+        ({"validation_data": 0.2}, (TypeError, ValueError), r"validation_data must be \(X, y\) or \(X, y, sample_weight\), got float"),
     ],
 )
 def test_bad_options_of_fit(engine, options, error, match):

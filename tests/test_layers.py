@@ -164,7 +164,7 @@ def test_weights_in_a_model_are_copied_into_it(engine):
     model = fastbp.Sequential([layer], engine=engine, dtype=np.float32)
     given = np.arange(6.0).reshape(3, 2)
     layer.weights = given
-    assert layer.weights.dtype == np.float32 and np.may_share_memory(layer.weights, model.parameters)
+    assert layer.weights.dtype == np.float32 and np.may_share_memory(layer.weights, model.memory.parameters)
     given[...] = 0
     assert layer.weights.tolist() == [[0, 1], [2, 3], [4, 5]]
     assert layer.weights.flags.c_contiguous

@@ -282,8 +282,8 @@ def test_parameters_are_views_of_one_aligned_array(engine, dtype):
     for layer in model.layers:
         for name, parameter in layer.parameters().items():
             array = getattr(layer, name)
-            start = array.ctypes.data - model.parameters.ctypes.data
-            assert np.may_share_memory(array, model.parameters) and array.flags.c_contiguous and array.dtype == dtype
+            start = array.ctypes.data - model.memory.parameters.ctypes.data
+            assert np.may_share_memory(array, model.memory.parameters) and array.flags.c_contiguous and array.dtype == dtype
             assert array.ctypes.data % 256 == 0
             places[start] = parameter.decay
     assert len(places) == 8
@@ -330,7 +330,7 @@ def test_layers_that_stay_keep_their_values(engine):
     kept = model.layers[0].weights.copy()
     model.layers = (*model.layers[:2], fastbp.Dense(8, 5), fastbp.Dense(5, 3))
     np.testing.assert_array_equal(model.layers[0].weights, kept)
-    assert np.may_share_memory(model.layers[0].weights, model.parameters)
+    assert np.may_share_memory(model.layers[0].weights, model.memory.parameters)
     model.fit(X, y, epochs=1)
 
 

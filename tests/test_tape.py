@@ -140,7 +140,7 @@ def test_a_layer_that_forgets_a_gradient_is_refused(engine):
 def recording(model, batch=10):
     X, y = small_data(dtype=model.dtype)
     recorder = Recorder(model.engine, model.dtype)
-    record_training(model, recorder, {"X": X, "y": y, "order": np.arange(len(X))}, batch)
+    record_training(model, recorder, {"X": X, "y": y, "order": np.arange(len(X))}, batch, model.loss)
     return recorder.tape()
 
 
@@ -155,9 +155,9 @@ def test_recording_runs_nothing(engine, dtype, monkeypatch):
     tape = recording(model)
     assert state_of(model) == before
     assert (np.random.get_state()[1] == random).all()
-    assert not model.parameter_gradients.any() and not model.total.any() and not model.cursor.any()
+    assert not model.memory.gradients.any() and not model.memory.total.any() and not model.memory.cursor.any()
     poisoned = [
-        x for x in outputs_of(tape) if x.dtype == dtype and not np.may_share_memory(x, model.parameter_gradients)
+        x for x in outputs_of(tape) if x.dtype == dtype and not np.may_share_memory(x, model.memory.gradients)
     ]
     assert len(poisoned) > 5
     assert all(np.isnan(x).all() for x in poisoned)
@@ -342,8 +342,8 @@ def test_recordings_are_kept(engine, monkeypatch):
     X, y = small_data()
     model = small_model(engine, dropout=0.1).fit(X, y, epochs=1, batch_size=16)
     model.predict(X)
-    for name in ("record_training", "record_forward"):
-        monkeypatch.setattr(fastbp.model, name, pytest.fail)
+    monkeypatch.setattr(fastbp.training, "record_training", pytest.fail)
+    monkeypatch.setattr(fastbp.model, "record_forward", pytest.fail)
     model.fit(X + 1, 2 - y, epochs=2, batch_size=16, shuffle=False)
     model.predict(X + 1)
 
@@ -364,7 +364,7 @@ def test_a_replayed_step_allocates_no_array(engine):
     X, y = np.ones((256, 64), np.float32), np.zeros(256, np.int64)
     recorder = Recorder(engine, np.float32)
     data = {"X": X, "y": y, "order": np.arange(256)}
-    record_training(model, recorder, data, 64)
+    record_training(model, recorder, data, 64, loss)
     tape = recorder.tape()
     with tape.bound(**data):
         tape.run(1)

@@ -1,0 +1,160 @@
+"""How `Sequential` trains: recordings of a step, bound to data and replayed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+
+from .callbacks import Callback
+from .kernels.ops import Array
+from .losses import Loss
+from .memory import Memory
+from .steps import Run, record_training, record_update
+from .tape import Tape
+
+if TYPE_CHECKING:
+    from .model import Sequential
+
+__all__ = ["Data", "Trainer", "told"]
+
+
+class Data(NamedTuple):
+    """Samples that were checked against a model."""
+
+    X: Array
+    y: Array
+    #: How much each row counts, shape (rows,); None where all count 1.
+    weights: Array | None
+
+
+class Trainer:
+    """What one call of `fit` does to a model, in a ``with`` block that no other thread may enter meanwhile.
+
+    Parameters
+    ----------
+    model : Sequential
+    loss : Loss
+        The model's, or its twin with other class weights.
+    accumulate : int
+        How many batches' gradients make one update.
+    """
+
+    def __init__(self, model: Sequential, loss: Loss, accumulate: int = 1) -> None:
+        assert model.optimizer is not None
+        self._model, self._loss, self._optimizer, self._accumulate = model, loss, model.optimizer, accumulate
+        self._bound = contextlib.ExitStack()
+        self._memory: Memory | None = None  # that `_run` looks after
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        self._bound.close()
+        if self._memory is not None and kind is None:
+            self._run.finish()
+
+    def bind(self, data: Data, batch_size: int) -> None:
+        """Make ready for epochs over `data`: recordings for the model as it is now."""
+        self._replays = self._prepare(data, self._plan(len(data.X), batch_size))
+
+    def epoch(self, shuffle: bool) -> float:
+        """Train for an epoch over what `bind` was given; returns its loss."""
+        self._model.memory.start_epoch()
+        order = self._slots["order"]
+        if shuffle:
+            order[...] = self._model.engine.asarray(self._model.permutation(len(order)))
+        self._replay()
+        return self._loss.value(self._model.memory.total)
+
+    def epoch_through(self, batches: Iterable[Data]) -> float:
+        """Train for an epoch over batches as they come; returns its loss."""
+        self._model.memory.start_epoch()
+        waiting = 0
+        for data in batches:
+            waiting += 1
+            self._model.memory.cursor[...] = 0
+            plan = [("step" if self._accumulate == 1 else "gradients", len(data.X), 1)]
+            if waiting == self._accumulate > 1:
+                plan.append(("update", 0, 1))
+            waiting %= self._accumulate
+            self._replays = self._prepare(data, plan)
+            self._replay()
+        if waiting and self._accumulate > 1:
+            self._replays = self._prepare(data, [("update", 0, 1)])
+            self._replay()
+        return self._loss.value(self._model.memory.total)
+
+    def _plan(self, rows: int, batch_size: int) -> list[tuple[str, int, int]]:
+        """What an epoch replays: the kind of recording, its rows, and how often."""
+        full, rest = divmod(rows, batch_size)
+        if self._accumulate == 1:
+            return [("step", batch, times) for batch, times in ((batch_size, full), (rest, 1)) if batch and times]
+        groups, left = divmod(full, self._accumulate)
+        plan = groups * [("gradients", batch_size, self._accumulate), ("update", 0, 1)]
+        plan += [("gradients", batch, times) for batch, times in ((batch_size, left), (rest, 1)) if batch and times]
+        return [*plan, ("update", 0, 1)] if left or rest else plan
+
+    def _prepare(self, data: Data, plan: Sequence[tuple[str, int, int]]) -> list[tuple[Tape, int]]:
+        self._bound.close()
+        model, engine = self._model, self._model.engine
+        slots = {"X": engine.table(data.X), "y": engine.table(data.y), "order": engine.table(np.arange(len(data.X)))}
+        if data.weights is not None:
+            slots["weights"] = engine.table(data.weights)
+        if self._optimizer.schedule is not None:
+            slots["rates"] = engine.zeros((sum(n for kind, _, n in plan if kind != "gradients") or 1,), np.float64)
+        self._slots = slots
+        tapes: dict[tuple[str, int], Tape] = {}
+        for kind, batch, _ in plan:
+            if (kind, batch) not in tapes:
+                needed = {name: x for name, x in slots.items() if self._needs(kind, name)}
+                tape = tapes[kind, batch] = self._tape(kind, batch, needed)
+                self._bound.enter_context(tape.bound(**needed))
+        if self._memory is not model.memory:
+            for layer in model.walk():
+                layer.forget()
+            self._memory, self._run = model.memory, Run(model)
+        return [(tapes[kind, batch], times) for kind, batch, times in plan]
+
+    @staticmethod
+    def _needs(kind: str, slot: str) -> bool:
+        return slot == "rates" if kind == "update" else slot != "rates" or kind == "step"
+
+    def _tape(self, kind: str, batch: int, slots: dict[str, Array]) -> Tape:
+        record: Callable[..., None] = (
+            partial(record_update, self._model, data=slots, average=True)
+            if kind == "update"
+            else partial(
+                record_training, self._model, data=slots, batch=batch, loss=self._loss, accumulate=kind == "gradients"
+            )
+        )
+        shapes = [(name, x.shape[1:], x.dtype) for name, x in slots.items()]
+        parts = [*self._model.walk(), self._loss, self._optimizer]
+        return self._model.tape(kind, batch, *shapes, record=record, parts=parts)
+
+    def _replay(self) -> None:
+        if "rates" in self._slots:
+            rates, epochs = self._slots["rates"], len(self._model.history.get("loss", ()))
+            rates[...] = self._model.engine.asarray(self._optimizer.rates(epochs + np.arange(len(rates)) / len(rates)))
+            self._model.memory.step[...] = 0
+        for tape, times in self._replays:
+            self._run(tape, times)
+
+
+@contextlib.contextmanager
+def told(
+    callbacks: Sequence[Callback | Callable[..., Any]], model: Sequential, figures: tuple[str, ...]
+) -> Iterator[list[Callable[[Sequential, dict[str, float]], Any]]]:
+    """Tell callbacks of begin and end; gives what to call after each epoch."""
+    for callback in callbacks:
+        if not isinstance(callback, Callback) and not callable(callback):
+            raise TypeError(f"callbacks must hold fastbp Callbacks or functions, got {callback!r}")
+    with contextlib.ExitStack() as ends:
+        for callback in callbacks:
+            if isinstance(callback, Callback):
+                callback.begin(model, figures)
+                ends.callback(callback.end, model)
+        yield [callback.epoch if isinstance(callback, Callback) else callback for callback in callbacks]
