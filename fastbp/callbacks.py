@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -13,7 +14,7 @@ from .kernels.ops import Array
 if TYPE_CHECKING:
     from .model import Sequential
 
-__all__ = ["Callback", "EarlyStopping"]
+__all__ = ["Callback", "EarlyStopping", "EpochFunction", "told"]
 
 #: What is called with the model and an epoch's figures; where it returns True, training ends.
 EpochFunction: TypeAlias = "Callable[[Sequential, dict[str, float]], bool | None]"
@@ -122,3 +123,19 @@ class EarlyStopping(Callback):
         for array, kept in zip(model.weights_and_state(), self._kept, strict=bool(self._kept)):
             array[...] = kept
         self._kept = []
+
+
+@contextlib.contextmanager
+def told(
+    callbacks: Sequence[Callback | EpochFunction], model: Sequential, figures: tuple[str, ...]
+) -> Iterator[list[EpochFunction]]:
+    """Tell callbacks of begin and end; gives what to call after each epoch."""
+    for callback in callbacks:
+        if not isinstance(callback, Callback) and not callable(callback):
+            raise TypeError(f"callbacks must hold fastbp Callbacks or functions, got {callback!r}")
+    with contextlib.ExitStack() as ends:
+        for callback in callbacks:
+            if isinstance(callback, Callback):
+                callback.begin(model, figures)
+                ends.callback(callback.end, model)
+        yield [callback.epoch if isinstance(callback, Callback) else callback for callback in callbacks]

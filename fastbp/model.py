@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,26 +10,20 @@ from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
 
-from .boundary import as_count, as_features, as_float_type, as_metrics, as_samples
-from .callbacks import Callback
-from .kernels.engine import Engine
+from .boundary import as_count, as_features, as_metrics, as_samples
+from .callbacks import Callback, EpochFunction, told
 from .kernels.ops import Array
-from .layers import Layer, ReLU
+from .layers import Layer
 from .losses import Loss
-from .memory import Memory
-from .optim import Optimizer
-from .part import Part
+from .network import Network
 from .progress import Progress
-from .selection import engine as choose_engine
-from .steps import record_forward, signature
-from .tape import Recorder, Tape
+from .steps import record_forward
 from .threads import limited_threads
-from .training import Data, Trainer, told
+from .training import Data, Trainer
 
 __all__ = ["Gradients", "Sequential"]
 
 PREDICT_ROWS = 1024  # how many rows `predict` computes at a time
-TAPES = 32  # how many recordings a model keeps
 
 P = TypeVar("P")
 #: Functions of targets and predictions, by name or with names of their own.
@@ -49,7 +41,7 @@ class Gradients(NamedTuple):
     inputs: Array
 
 
-class Sequential:
+class Sequential(Network):
     """A network of layers in a row.
 
     Parameters
@@ -91,70 +83,6 @@ class Sequential:
     True
     """
 
-    def __init__(
-        self,
-        layers: Sequence[Layer],
-        *,
-        loss: Loss | None = None,
-        optimizer: Optimizer | None = None,
-        engine: str | Engine | None = None,
-        dtype: Any = np.float32,
-        seed: int | None = None,
-        threads: int | None = None,
-    ) -> None:
-        self._dtype = as_float_type(dtype)
-        self.threads = threads
-        self._engine = choose_engine(engine)
-        self.loss = loss
-        self.history: dict[str, list[float]] = {}
-        self._seeds = np.random.SeedSequence(None if seed is None else as_count(seed, "seed", least=0))
-        self._rng = np.random.Generator(np.random.Philox(self._seeds))
-        self._layers: tuple[Layer, ...] = ()
-        self._optimizer: Optimizer | None = None
-        self._lock, self._recording = threading.RLock(), threading.RLock()
-        self._assemble(layers, optimizer)
-
-    @property
-    def engine(self) -> Engine:
-        return self._engine
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self._dtype
-
-    @property
-    def threads(self) -> int | None:
-        return self._threads
-
-    @threads.setter
-    def threads(self, threads: int | None) -> None:
-        self._threads = None if threads is None else as_count(threads, "threads")
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        return self._layers
-
-    @layers.setter
-    def layers(self, layers: Sequence[Layer]) -> None:
-        self._assemble(layers, self.optimizer)
-
-    @property
-    def loss(self) -> Loss | None:
-        return self._loss
-
-    @loss.setter
-    def loss(self, loss: Loss | None) -> None:
-        _check_kind("loss", loss, Loss)
-        self._loss = loss
-
-    @property
-    def optimizer(self) -> Optimizer | None:
-        return self._optimizer
-
-    @optimizer.setter
-    def optimizer(self, optimizer: Optimizer | None) -> None:
-        self._assemble(self.layers, optimizer)
-
     def fit(
         self,
         X: Any,
@@ -167,7 +95,7 @@ class Sequential:
         class_weight: Any = None,
         validation_data: Sequence[Any] | None = None,
         metrics: Metrics = (),
-        callbacks: Sequence[Callback | Callable[..., Any]] = (),
+        callbacks: Sequence[Callback | EpochFunction] = (),
         accumulate: int = 1,
         verbose: bool | None = None,
         threads: int | None = None,
@@ -255,6 +183,8 @@ class Sequential:
                 for name, value in figures.items():
                     self.history.setdefault(name, []).append(value)
                 progress.step(figures)
+                if self.optimizer is not None:
+                    self.optimizer.observe(figures)
                 if sum(bool(listener(self, figures)) for listener in listeners):  # all are told
                     break
         return self
@@ -371,14 +301,6 @@ class Sequential:
             optimizer.rate[...] = optimizer.rates(np.array([float(len(self.history.get("loss", ())))]))
         optimizer.update(self.memory.trained, self.memory.gradients, self.memory.decayed)
 
-    def walk(self) -> Iterator[Layer]:
-        """All layers, those inside others too."""
-        return (inner for layer in self.layers for _, inner in layer.walk())
-
-    def weights_and_state(self) -> list[Array]:
-        """The arrays that a trained model consists of: all parameters, and the layers' other state."""
-        return [self.memory.parameters, *(layer.__dict__[name] for layer in self.walk() for name in layer.state)]
-
     def summary(self) -> str:
         """A table of the layers, as text."""
         rows = [
@@ -401,111 +323,8 @@ class Sequential:
 
         save(self, path, metadata)
 
-    def permutation(self, rows: int) -> Array:
-        """A new order of some rows, drawn from this model's seed."""
-        return self._rng.permutation(rows)
-
-    def random_state(self) -> dict[str, Any]:
-        """The state of the generator that shuffles, and the seed, as what JSON holds."""
-        state = self._rng.bit_generator.state
-        words = {name: [int(word) for word in value] for name, value in state["state"].items()}
-        return {"seed": self._seeds.entropy, **state, "state": words, "buffer": [int(word) for word in state["buffer"]]}
-
-    def set_random_state(self, state: dict[str, Any]) -> None:
-        """Go back to what `random_state` gave."""
-        words = {name: np.array(value, np.uint64) for name, value in state["state"].items()}
-        self._rng.bit_generator.state = state | {"state": words, "buffer": np.array(state["buffer"], np.uint64)}
-        self._seeds = np.random.SeedSequence(state["seed"])
-
-    def __copy__(self) -> Self:
-        return copy.deepcopy(self)  # a shallow one would share layers, which have one owner
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in self._made_anew}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._lock, self._recording = threading.RLock(), threading.RLock()
-        self._gather()
-
     def __repr__(self) -> str:
         return f"Sequential({list(self.layers)!r}, loss={self.loss!r}, optimizer={self.optimizer!r})"
-
-    # what `_gather` makes, so that pickle and deepcopy leave it out
-    _made_anew = "memory", "_tapes", "_lock", "_recording"
-
-    def _assemble(self, layers: Sequence[Layer], optimizer: Optimizer | None) -> None:
-        """Take layers and optimizer into this model, or raise before anything has changed."""
-        with self._lock, self._recording:  # not while another thread trains
-            self._assemble_alone(layers, optimizer)
-
-    def _assemble_alone(self, layers: Sequence[Layer], optimizer: Optimizer | None) -> None:
-        if not isinstance(layers, Iterable):
-            raise TypeError(f"layers must be a sequence of layers, got {layers!r}")
-        layers = tuple(layers)
-        _check_stack(layers)
-        _check_kind("optimizer", optimizer, Optimizer)
-        for part in (*(x for layer in layers for _, x in layer.walk()), optimizer):
-            if part is not None and part.owner not in (None, self):
-                raise ValueError(f"{part!r} belongs to another model; make a new one, or copy.deepcopy it")
-        inner = tuple(x for layer in layers for _, x in layer.walk())
-        for layer, following in zip(layers, (*layers[1:], None), strict=True):
-            if layer.owner is None:
-                layer.undraw()
-                layer.draw(self._rng, before_relu=isinstance(following, ReLU))
-        for place, layer in enumerate(inner):
-            if layer.owner is None:
-                if lacking := layer.parameters().keys() - (layer.__dict__.keys() & layer.shapes().keys()):
-                    raise TypeError(f"{layer!r}: shapes must name and draw must assign {', '.join(sorted(lacking))}")
-                layer.reseed(self._seeds, place)
-        for part in (*self.walk(), self.optimizer):
-            if part is not None and part not in (*inner, optimizer):
-                part.owner = None
-        before = self._trained_places() if self._layers else None
-        new = optimizer is not self.optimizer
-        self._layers, self._optimizer = layers, optimizer
-        if optimizer is not None and (new or self._trained_places() != before):
-            optimizer.reset()
-        self._gather()
-
-    def _trained_places(self) -> list[tuple[Layer, bool]]:
-        """What the optimizer's moments depend on."""
-        return [(layer, layer.trainable) for layer in self.walk()]
-
-    def _gather(self) -> None:
-        """Lay all parameters into one array, of which the layers' own become views, and take the other state over."""
-        self.memory = Memory(self.walk(), self.engine, self.dtype)
-        for layer in self.walk():
-            layer.owner, layer.engine = self, self.engine
-            layer.forget()
-            for name in layer.state:
-                layer.__dict__[name] = self.engine.asarray(layer.__dict__[name]).copy()
-        if self.optimizer is not None:
-            self.optimizer.owner = self
-            self.optimizer.prepare(self.engine, len(self.memory.gradients), self.dtype)
-        self._tapes: dict[Any, Tape] = {}
-
-    def tape(self, *key: Any, record: Callable[[Recorder], None], parts: Sequence[Part]) -> Tape:
-        """The recording for `key` and the parts as they are; made where it is not there yet."""
-        key = *key, *map(signature, parts)
-        with self._recording:
-            tape = self._tapes.get(key)
-            if tape is None:
-                recorder = Recorder(self.engine, self.dtype)
-                record(recorder)
-                while len(self._tapes) >= TAPES:
-                    del self._tapes[next(iter(self._tapes))]
-                tape = self._tapes[key] = recorder.tape()
-                tape.settings = [part.settings() for part in parts]
-        return tape
-
-    def _features_of(self, X: Any) -> Array:
-        return as_features(X, self._features, dtype=self.dtype)
-
-    @property
-    def _features(self) -> int | None:
-        """How many features X must have; None where no layer says so."""
-        return next((layer.features for layer in self.layers if layer.features is not None), None)
 
     def _checked(self, X: Any, y: Any, sample_weight: Any = None, prefix: str = "", loss: Loss | None = None) -> Data:
         """X, y and weights as the tapes take them, or an error that names what does not fit."""
@@ -600,25 +419,3 @@ def _needed(name: str, part: P | None) -> P:
     if part is None:
         raise ValueError(f"this needs a model with {name}=, as in Sequential(layers, loss=..., optimizer=...)")
     return part
-
-
-def _check_kind(name: str, value: Any, kind: type) -> None:
-    if not isinstance(value, kind | None):
-        raise TypeError(f"{name} must be a fastbp {kind.__name__}, got {value!r}")
-
-
-def _check_stack(layers: tuple[Layer, ...]) -> None:
-    if not layers:
-        raise ValueError("layers must hold at least one layer")
-    seen: set[int] = set()
-    for place, layer in enumerate(layers):
-        if not isinstance(layer, Layer):
-            raise TypeError(f"layers[{place}] must be a fastbp Layer, got {layer!r}")
-        for path, inner in layer.walk(f"layers[{place}]."):
-            if id(inner) in seen:
-                raise ValueError(f"{path.rstrip('.')}, {inner!r}, stands in the model twice")
-            seen.add(id(inner))
-    width = next((layer.features for layer in layers if layer.features is not None), None)
-    if width is not None:
-        for layer in layers:
-            width = layer.width(width)

@@ -16,7 +16,7 @@ from .part import Part
 from .tape import Recorder, RecordingError, Tape
 
 if TYPE_CHECKING:
-    from .model import Sequential
+    from .network import Network
 
 __all__ = ["Run", "record_forward", "record_training", "record_update", "signature"]
 
@@ -28,7 +28,7 @@ P = TypeVar("P", bound=Part)
 
 
 def record_training(
-    model: Sequential,
+    model: Network,
     recorder: Recorder,
     data: dict[str, Array],
     batch: int,
@@ -40,7 +40,7 @@ def record_training(
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
     recorder : Recorder
     data : dict of array
         Examples of what the slots will hold: X, y, order, and where there are any, the rows' weights and the steps'
@@ -90,7 +90,7 @@ def record_training(
         record_update(model, recorder, data)
 
 
-def record_update(model: Sequential, recorder: Recorder, data: dict[str, Array], *, average: bool = False) -> None:
+def record_update(model: Network, recorder: Recorder, data: dict[str, Array], *, average: bool = False) -> None:
     """Write down the optimizer's part of a step; `average` takes the mean of gradients that were added up."""
     memory, optimizer = model.memory, model.optimizer
     assert optimizer is not None
@@ -117,7 +117,7 @@ def check_unchanged(part: Part, twin: Part) -> None:
             )
 
 
-def record_forward(model: Sequential, recorder: Recorder, rows: int, features: int) -> None:
+def record_forward(model: Network, recorder: Recorder, rows: int, features: int) -> None:
     """Write down a forward pass for prediction, from the tape's memory "X" to its memory "outputs"."""
     recorder.memory["X"] = model.engine.zeros((rows, features), model.dtype)
     outputs = inputs = recorder.adopt(recorder.memory["X"])
@@ -171,7 +171,7 @@ class Run:
     Where the loss is no longer finite, the model's memory goes back to a snapshot, at most a second or so old.
     """
 
-    def __init__(self, model: Sequential) -> None:
+    def __init__(self, model: Network) -> None:
         self._model = model
         self._memory = model.weights_and_state()
         if model.optimizer is not None:

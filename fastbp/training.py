@@ -1,15 +1,14 @@
-"""How `Sequential` trains: recordings of a step, bound to data and replayed."""
+"""How a model trains: recordings of a step, bound to data and replayed."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
-from .callbacks import Callback
 from .kernels.ops import Array
 from .losses import Loss
 from .memory import Memory
@@ -17,9 +16,9 @@ from .steps import Run, record_training, record_update
 from .tape import Tape
 
 if TYPE_CHECKING:
-    from .model import Sequential
+    from .network import Network
 
-__all__ = ["Data", "Trainer", "told"]
+__all__ = ["Data", "Trainer"]
 
 
 class Data(NamedTuple):
@@ -36,14 +35,14 @@ class Trainer:
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
     loss : Loss
         The model's, or its twin with other class weights.
     accumulate : int
         How many batches' gradients make one update.
     """
 
-    def __init__(self, model: Sequential, loss: Loss, accumulate: int = 1) -> None:
+    def __init__(self, model: Network, loss: Loss, accumulate: int = 1) -> None:
         assert model.optimizer is not None
         self._model, self._loss, self._optimizer, self._accumulate = model, loss, model.optimizer, accumulate
         self._bound = contextlib.ExitStack()
@@ -142,19 +141,3 @@ class Trainer:
             self._model.memory.step[...] = 0
         for tape, times in self._replays:
             self._run(tape, times)
-
-
-@contextlib.contextmanager
-def told(
-    callbacks: Sequence[Callback | Callable[..., Any]], model: Sequential, figures: tuple[str, ...]
-) -> Iterator[list[Callable[[Sequential, dict[str, float]], Any]]]:
-    """Tell callbacks of begin and end; gives what to call after each epoch."""
-    for callback in callbacks:
-        if not isinstance(callback, Callback) and not callable(callback):
-            raise TypeError(f"callbacks must hold fastbp Callbacks or functions, got {callback!r}")
-    with contextlib.ExitStack() as ends:
-        for callback in callbacks:
-            if isinstance(callback, Callback):
-                callback.begin(model, figures)
-                ends.callback(callback.end, model)
-        yield [callback.epoch if isinstance(callback, Callback) else callback for callback in callbacks]

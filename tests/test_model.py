@@ -283,7 +283,11 @@ def test_parameters_are_views_of_one_aligned_array(engine, dtype):
         for name, parameter in layer.parameters().items():
             array = getattr(layer, name)
             start = array.ctypes.data - model.memory.parameters.ctypes.data
-            assert np.may_share_memory(array, model.memory.parameters) and array.flags.c_contiguous and array.dtype == dtype
+            assert (
+                np.may_share_memory(array, model.memory.parameters)
+                and array.flags.c_contiguous
+                and array.dtype == dtype
+            )
             assert array.ctypes.data % 256 == 0
             places[start] = parameter.decay
     assert len(places) == 8

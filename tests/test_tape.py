@@ -156,9 +156,7 @@ def test_recording_runs_nothing(engine, dtype, monkeypatch):
     assert state_of(model) == before
     assert (np.random.get_state()[1] == random).all()
     assert not model.memory.gradients.any() and not model.memory.total.any() and not model.memory.cursor.any()
-    poisoned = [
-        x for x in outputs_of(tape) if x.dtype == dtype and not np.may_share_memory(x, model.memory.gradients)
-    ]
+    poisoned = [x for x in outputs_of(tape) if x.dtype == dtype and not np.may_share_memory(x, model.memory.gradients)]
     assert len(poisoned) > 5
     assert all(np.isnan(x).all() for x in poisoned)
 

@@ -1,0 +1,324 @@
+"""What `fit` may be told: callbacks, early stopping, metrics, frozen and nested layers, accumulation, batches."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import fastbp
+
+from .checks import assert_same_parameters, parameters_of, small_data, small_model, state_of
+
+X, Y = small_data(50)
+
+
+def residual_model(engine="numpy", **options):
+    layers = [
+        fastbp.Dense(4, 6),
+        fastbp.Residual([fastbp.Dense(6, 9), fastbp.ReLU(), fastbp.Dropout(0.3), fastbp.Dense(9, 6)]),
+        fastbp.ReLU(),
+        fastbp.Residual([fastbp.ReLU(), fastbp.Residual([fastbp.Dense(6, 6)])]),
+        fastbp.Dense(6, 3),
+    ]
+    options = {"loss": fastbp.SoftmaxCrossEntropy(), "optimizer": fastbp.Adam(0.01)} | options
+    return fastbp.Sequential(layers, engine=engine, dtype=np.float64, seed=0, **options)
+
+
+def step_by_step(model, X, y, batch_size):
+    """One epoch without shuffling, layer by layer, on a copy."""
+    model = copy.deepcopy(model)
+    for start in range(0, len(X), batch_size):
+        rows = slice(start, start + batch_size)
+        model.loss.forward(model.forward(X[rows]), y[rows])
+        model.backward(model.loss.backward())
+        model.step()
+    return model
+
+
+def test_layers_within_layers_replay_what_they_compute(engine):
+    model = residual_model(engine)
+    expected = step_by_step(model, X, Y, 16)
+    assert_same_parameters(model.fit(X, Y, epochs=1, batch_size=16, shuffle=False), expected)
+
+
+def test_layers_within_layers_by_torch(engine):
+    torch = pytest.importorskip("torch")
+    block = fastbp.Residual([fastbp.Dense(3, 5), fastbp.ReLU(), fastbp.Dense(5, 3)], engine=engine)
+    down, up = block.layers[0], block.layers[2]
+    x = np.random.default_rng(0).standard_normal((7, 3))
+    leaves = [torch.tensor(a, requires_grad=True) for a in (x, down.weights, down.biases, up.weights, up.biases)]
+    tx, w1, b1, w2, b2 = leaves
+    output = tx + torch.relu(tx @ w1 + b1) @ w2 + b2
+    np.testing.assert_allclose(engine.asnumpy(block.forward(x)), output.detach().numpy(), rtol=1e-12)
+    output.square().sum().backward()
+    block.backward(2 * block.output)
+    found = block.dinputs, down.dweights, down.dbiases, up.dweights, up.dbiases
+    for actual, leaf in zip(found, leaves, strict=True):
+        np.testing.assert_allclose(engine.asnumpy(actual), leaf.grad.numpy(), rtol=1e-10, atol=1e-12)
+
+
+def test_layers_within_layers_are_copied_pickled_and_saved(engine, tmp_path):
+    pytest.importorskip("safetensors")
+    model = residual_model(engine).fit(X, Y, epochs=2)
+    model.layers[1].layers[0].trainable = False
+    model.save(tmp_path / "model")
+    again = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), fastbp.load(tmp_path / "model", engine=engine)]
+    for other in again:
+        assert state_of(other) == state_of(model)
+        assert [x.trainable for x in other.walk()] == [x.trainable for x in model.walk()]
+    expected = parameters_of(model.fit(X, Y, epochs=2))
+    for other in again:
+        assert_same_parameters(other.fit(X, Y, epochs=2), expected, rtol=0)
+
+
+def test_gradients_of_inner_layers_are_found_by_their_path():
+    found = residual_model().gradients(X, Y).layers
+    assert found[1].keys() == {f"layers.{i}.{name}" for i in (0, 3) for name in ("weights", "biases")}
+    assert found[3].keys() == {"layers.1.layers.0.weights", "layers.1.layers.0.biases"}
+    assert "layers.1" not in residual_model().summary() and residual_model().summary().count("\n") > 8
+
+
+def test_a_residual_must_keep_its_width():
+    with pytest.raises(ValueError, match=r"Residual.* adds its input of 4 features to its layers' output of 3"):
+        fastbp.Residual([fastbp.Dense(4, 3)])
+    for bad in ([], [1], 3):
+        with pytest.raises(TypeError, match=r"layers must be|not iterable"):
+            fastbp.Residual(bad)
+
+
+def test_the_same_layer_within_another_is_refused():
+    layer = fastbp.Dense(4, 4)
+    with pytest.raises(ValueError, match=r"layers\[1\]\.layers\.0, Dense.* stands in the model twice"):
+        fastbp.Sequential([layer, fastbp.Residual([layer])])
+    model = fastbp.Sequential([fastbp.Residual([layer])])
+    assert layer.owner is model
+    with pytest.raises(ValueError, match="belongs to another model"):
+        fastbp.Sequential([layer])
+
+
+def test_frozen_layers_stay_as_they_are(engine):
+    model, other = small_model(engine, optimizer=fastbp.SGD(0.1)), small_model(engine, optimizer=fastbp.SGD(0.1))
+    before = parameters_of(model)
+    model.layers[0].trainable = False
+    model.fit(X, Y, epochs=1, batch_size=50, shuffle=False)
+    other.fit(X, Y, epochs=1, batch_size=50, shuffle=False)
+    after, all_trained = parameters_of(model), parameters_of(other)
+    for name in before:
+        expected = before[name] if name.startswith("0.") else all_trained[name]
+        np.testing.assert_allclose(after[name], expected, rtol=0 if expected is before[name] else 1e-12)
+    model.layers[0].trainable = True
+    model.fit(X, Y, epochs=1)
+    assert (parameters_of(model)["0.weights"] != before["0.weights"]).any()
+
+
+def test_frozen_layers_are_not_computed(engine):
+    from .test_tape import recording
+
+    model = small_model(engine, optimizer=fastbp.Adam())
+    model.layers[0].trainable = False
+    names = [call.op.name for call in recording(model).calls]
+    assert not any("input_grad" in name or name in ("classifier_grads", "relu_backward") for name in names), names
+
+
+def test_freezing_makes_the_optimizer_forget(engine):
+    model = small_model(engine).fit(X, Y, epochs=1)
+    assert model.optimizer.steps[0]
+    model.layers[2].trainable = False
+    assert not model.optimizer.steps[0] and not np.any(model.optimizer.m)
+
+
+def test_all_frozen_is_refused(engine):
+    model = small_model(engine)
+    for layer in model.layers:
+        layer.trainable = False
+    with pytest.raises(ValueError, match="no layer of this model has parameters to train"):
+        model.fit(X, Y)
+
+
+@pytest.mark.parametrize("batch_size", [5, 7, 25])
+@pytest.mark.parametrize("accumulate", [2, 3, 100])
+def test_accumulated_batches_are_one_large_batch(engine, batch_size, accumulate):
+    model, large = (small_model(engine, optimizer=fastbp.Adam(0.01)) for _ in range(2))
+    model.fit(X, Y, epochs=3, batch_size=batch_size, accumulate=accumulate, shuffle=False)
+    large.fit(X, Y, epochs=3, batch_size=batch_size * accumulate, shuffle=False)
+    assert_same_parameters(model, large)
+    np.testing.assert_allclose(model.history["loss"], large.history["loss"], rtol=1e-12)
+
+
+def test_batches_are_trained_as_they_come(engine):
+    model, expected = small_model(engine), small_model(engine)
+    batches = [(X[i : i + 16], Y[i : i + 16]) for i in range(0, 50, 16)]
+    model.fit(batches, epochs=2)
+    expected.fit(X, Y, epochs=2, batch_size=16, shuffle=False)
+    assert_same_parameters(model, expected, rtol=0)
+    np.testing.assert_allclose(model.history["loss"], expected.history["loss"], rtol=1e-12)
+
+    generated = small_model(engine).fit(lambda: iter(batches), epochs=2)
+    assert_same_parameters(generated, expected, rtol=0)
+    accumulated = small_model(engine).fit(batches, epochs=2, accumulate=3)
+    large = small_model(engine).fit(X, Y, epochs=2, batch_size=48, shuffle=False)
+    assert_same_parameters(accumulated, large)
+
+
+def test_a_generator_that_is_exhausted_is_refused():
+    model = small_model()
+    with pytest.raises(ValueError, match=r"there is no batch \(left\): pass a list, or a function"):
+        model.fit(iter([(X, Y)]), epochs=2)
+    assert len(model.history["loss"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("batches", "match"),
+    [
+        ([(X,)], r"batch 0 must be \(X, y\) or \(X, y, sample_weight\)"),
+        ([(X, Y), (X[:, :3], Y)], r"batch 1: X must have shape \(rows, 4\), got \(50, 3\)"),
+        ([(X, Y[:4])], r"batch 0: y must hold 50 labels"),
+    ],
+)
+def test_a_bad_batch_is_named(batches, match):
+    with pytest.raises(ValueError, match=match):
+        small_model().fit(batches)
+
+
+def test_files_larger_than_memory_are_read_a_batch_at_a_time(engine, tmp_path):
+    import tracemalloc
+
+    rows = 200_000
+    table = np.lib.format.open_memmap(tmp_path / "X.npy", "w+", np.float32, (rows, 20))
+    for start in range(0, rows, 10_000):
+        table[start : start + 10_000] = np.random.default_rng(start).standard_normal((10_000, 20))
+    y = np.arange(rows) % 3
+    model = fastbp.Sequential(
+        [fastbp.Dense(20, 8), fastbp.ReLU(), fastbp.Dense(8, 3)],
+        loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.SGD(0.1), engine=engine, seed=0,
+    )  # fmt: skip
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    model.fit(mapped[:1000], y[:1000], epochs=1, batch_size=1000)
+    tracemalloc.start()
+    model.fit(mapped, y, epochs=1, batch_size=1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < table.nbytes / 2  # the order of the rows, and pieces that are looked at
+
+
+def test_train_on_batch_is_one_step_of_fit(engine):
+    model, expected = small_model(engine), small_model(engine)
+    losses = [model.train_on_batch(X, Y) for _ in range(3)]
+    expected.fit(X, Y, epochs=3, batch_size=50, shuffle=False)
+    assert_same_parameters(model, expected, rtol=0)
+    assert losses == expected.history["loss"] and model.history == {}
+
+
+def test_callbacks_are_called_in_order_and_end_training():
+    seen = []
+
+    class Witness(fastbp.Callback):
+        def begin(self, model, figures):
+            seen.append(("begin", figures))
+
+        def epoch(self, model, figures):
+            seen.append(("epoch", len(model.history["loss"]), sorted(figures)))
+            return len(model.history["loss"]) == 2
+
+        def end(self, model):
+            seen.append("end")
+
+    def function(model, figures):
+        seen.append("function")
+
+    model = small_model().fit(X, Y, epochs=5, validation_data=(X, Y), callbacks=[Witness(), function])
+    names = ["loss", "val_accuracy", "val_loss"]
+    assert len(model.history["loss"]) == 2
+    assert seen == [
+        ("begin", ("loss", "val_loss", "val_accuracy")),
+        ("epoch", 1, names), "function", ("epoch", 2, names), "function", "end",
+    ]  # fmt: skip
+
+
+def test_what_a_callback_changes_takes_effect(engine):
+    model = small_model(engine, dropout=0.5)
+
+    def stop_dropping(model, figures):
+        model.layers[2].rate = 0.0
+        model.layers[0].trainable = False
+        model.optimizer.lr = 0.02
+
+    model.fit(X, Y, epochs=3, batch_size=16, callbacks=[stop_dropping])
+    expected = small_model(engine, dropout=0.5).fit(X, Y, epochs=1, batch_size=16)
+    stop_dropping(expected, {})
+    expected.fit(X, Y, epochs=2, batch_size=16)
+    assert_same_parameters(model, expected, rtol=0)
+
+
+def test_callbacks_hear_the_end_after_an_error():
+    ended = []
+
+    class Fails(fastbp.Callback):
+        def epoch(self, model, figures):
+            raise RuntimeError("as planned")
+
+        def end(self, model):
+            ended.append(True)
+
+    with pytest.raises(RuntimeError, match="as planned"):
+        small_model().fit(X, Y, callbacks=[Fails()])
+    assert ended == [True]
+    with pytest.raises(TypeError, match="callbacks must hold fastbp Callbacks or functions, got 3"):
+        small_model().fit(X, Y, callbacks=[3])
+
+
+def test_early_stopping_keeps_the_best_weights(engine):
+    figures = iter([3.0, 2.0, 1.0, 1.5, 0.99999, 2.0, 2.0])
+    kept = []
+
+    class Scripted(fastbp.EarlyStopping):
+        def epoch(self, model, _):
+            kept.append(parameters_of(model))
+            return super().epoch(model, {"val_loss": next(figures)})
+
+    stop = Scripted(patience=3, min_delta=0.01)
+    model = small_model(engine).fit(X, Y, epochs=50, validation_data=(X, Y), callbacks=[stop])
+    assert len(kept) == 6 and stop.best == 1.0 and stop.best_epoch == 3
+    assert_same_parameters(model, kept[2], rtol=0)
+
+
+def test_early_stopping_watches_accuracy_upwards():
+    stop = fastbp.EarlyStopping("val_accuracy", patience=2, restore_best=False)
+    model = small_model().fit(X, Y, epochs=300, validation_data=(X, Y), callbacks=[stop])
+    assert stop.best == max(model.history["val_accuracy"])
+    assert len(model.history["loss"]) - stop.best_epoch in (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"monitor": "val_loss"}, "monitor must be one of loss, got 'val_loss'; pass validation_data"),
+        ({"monitor": "speed"}, "monitor must be one of loss, got 'speed'"),
+    ],
+)
+def test_a_figure_that_is_not_there_is_refused_before_training(options, match):
+    model = small_model()
+    before = state_of(model)
+    with pytest.raises(ValueError, match=match):
+        model.fit(X, Y, callbacks=[fastbp.EarlyStopping(**options)])
+    assert state_of(model) == before
+
+
+def test_metrics_are_called_with_targets_and_predictions(engine):
+    def misses(y_true, y_pred):
+        return (y_true != y_pred).sum()
+
+    model = small_model(engine).fit(X, Y, epochs=3, validation_data=(X, Y), metrics=[misses])
+    right = np.array(model.history["val_accuracy"])
+    np.testing.assert_allclose(model.history["val_misses"], 50 * (1 - right), atol=1e-9)
+    scores = model.evaluate(X, Y, metrics={"errors": misses})
+    assert scores["errors"] == (model.predict(X) != Y).sum() and set(scores) == {"loss", "accuracy", "errors"}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "match"), [([3], "metrics must be functions"), ({"loss": max}, "names of their own")]
+)
+def test_bad_metrics_are_refused(metrics, match):
+    with pytest.raises((TypeError, ValueError), match=match):
+        small_model().evaluate(X, Y, metrics=metrics)
