@@ -117,6 +117,13 @@ class Optimizer(Part):
         self.schedule = schedule
         self.reset()
 
+    def rates(self, epochs: Array) -> Array:
+        """The learning rate of each step, from its time in epochs."""
+        return np.full(epochs.shape, self.lr)
+
+    def observe(self, figures: dict[str, float]) -> None:
+        """Hear an epoch's figures, as `Sequential.history` has them."""
+
     @property
     def lr(self) -> float:
         """The learning rate, or what a schedule starts from; it may change at any time."""
