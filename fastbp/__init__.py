@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .conformance import Report as Report
-    from .conformance import check as check
     from .callbacks import Callback as Callback
     from .callbacks import EarlyStopping as EarlyStopping
+    from .conformance import Report as Report
+    from .conformance import check as check
     from .data import spiral_data as spiral_data
     from .files import load as load
     from .kernels.engine import DTypeError as DTypeError

@@ -325,7 +325,7 @@ def tables(trial: Trial, place: int) -> None:
         arguments = trial.draw(UNEVEN, FLOATS[0])
         table = (100 * arguments[place]).astype(kind)
         wide = np.repeat(table, 2, axis=-1)
-        for layout in (table, table.T.copy().T, wide[..., ::2], table[::-1, ::-1].copy()[::-1, ::-1]):
+        for layout in (table, table.T.copy().T, wide[..., ::2], np.flip(np.flip(table).copy())):
             arguments[place] = layout
             given = trial.given(arguments)
             given[place] = trial.engine.table(layout)
@@ -341,6 +341,7 @@ def extremes(trial: Trial) -> None:
         for place, arg in enumerate(op.inputs):
             # what an optimizer keeps from step to step is not looked at: engines may take its terms in another order
             if arg.kind not in "fa" or (arg.inplace and arg.name not in ("p", "g", "w", "b")):
+            if arg.kind not in "fa" or (arg.inplace and arg.name not in ("p", "w", "b", "sum")):
                 continue
             for value, whole_row in ((math.nan, True), (math.nan, False), (math.inf, False), (-math.inf, False)):
                 planted = [array.copy() for array in arguments]

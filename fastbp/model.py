@@ -148,7 +148,7 @@ class Sequential(Network):
         --------
         >>> import fastbp
         >>> X, y = fastbp.spiral_data(50, 3, seed=0)
-        >>> model = fastbp.Sequential([fastbp.Dense(2, 16), fastbp.Tanh(), fastbp.Dense(16, 3)],
+        >>> model = fastbp.Sequential([fastbp.Dense(2, 16), fastbp.ReLU(), fastbp.Dense(16, 3)],
         ...                           loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.Adam(), seed=0)
         >>> model.fit(X, y, epochs=3, validation_data=(X, y), class_weight={2: 0.5}).history.keys()
         dict_keys(['loss', 'val_loss', 'val_accuracy'])
