@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .optim import Lion as Lion
     from .optim import Optimizer as Optimizer
     from .optim import RMSprop as RMSprop
+    from .residual import Residual as Residual
     from .schedules import CosineAnnealingLR as CosineAnnealingLR
     from .schedules import LinearWarmup as LinearWarmup
     from .schedules import OneCycleLR as OneCycleLR
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from .schedules import Schedule as Schedule
     from .schedules import SequentialLR as SequentialLR
     from .schedules import StepLR as StepLR
-    from .residual import Residual as Residual
     from .selection import EngineInfo as EngineInfo
     from .selection import EngineNotAvailable as EngineNotAvailable
     from .selection import engine as engine
@@ -82,7 +82,6 @@ _HOMES = {
         "SequentialLR",
         "StepLR",
     ],
-    "optim": ["SGD", "Adam", "Optimizer"],
     "residual": ["Residual"],
     "selection": ["EngineInfo", "EngineNotAvailable", "engine", "engines", "set_default", "use"],
     "tape": ["RecordingError"],

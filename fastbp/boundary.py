@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ __all__ = [
     "as_float_type",
     "as_labels",
     "as_number",
-    "as_pair",
     "as_values",
 ]
 __all__ = ["as_count", "as_features", "as_float_type", "as_labels", "as_metrics", "as_samples", "as_values"]
@@ -107,10 +105,6 @@ def as_choice(value: Any, name: str, *, choices: Sequence[str]) -> str:
     return value
 
 
-def as_pair(value: Any, name: str) -> tuple[Any, Any]:
-    """Check a pair (X, y)."""
-    if isinstance(value, tuple | list) and len(value) == 2:
-        return value[0], value[1]
 def as_samples(value: Any, name: str) -> tuple[Any, Any, Any]:
     """Check (X, y) or (X, y, sample_weight); the last of three is None where there are two."""
     if isinstance(value, tuple | list) and len(value) in (2, 3):

@@ -16,6 +16,7 @@ from .kernels.engine import Engine
 from .layers import Layer
 from .model import Sequential
 from .part import Part
+from .schedules import Schedule
 
 __all__ = ["load", "read_metadata", "save"]
 
@@ -102,10 +103,16 @@ def _describe(model: Sequential) -> tuple[dict[str, Any], dict[str, Any]]:
         "layers": [_describe_part(layer) for layer in model.layers],
         "loss": _describe_part(model.loss),
         "optimizer": _describe_part(model.optimizer),
+        "schedule": _schedule_of(model).progress(),
         "history": model.history,
         "random": model.random_state(),
     }
     return tensors, about
+
+
+def _schedule_of(model: Sequential) -> Schedule:
+    schedule = None if model.optimizer is None else model.optimizer.schedule
+    return schedule if isinstance(schedule, Schedule) else Schedule()
 
 
 def _layers_of(model: Sequential) -> Iterator[tuple[str, Layer]]:
@@ -126,6 +133,8 @@ def _describe_value(value: Any) -> Any:
     """A constructor's argument as what JSON holds; it may be a part itself, or hold some."""
     if isinstance(value, Part):
         return _describe_part(value)
+    if callable(value):
+        raise TypeError(f"a file cannot hold the function {value!r}; a fastbp.Schedule it can")
     if isinstance(value, list | tuple):
         return [_describe_value(item) for item in value]
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
@@ -168,6 +177,7 @@ def _rebuild(
     if model.optimizer is not None:
         for name in model.optimizer.state:
             _fill(model.optimizer.__dict__[name], tensors[f"optimizer.{name}"], f"optimizer.{name}")
+    _schedule_of(model).resume(about["schedule"])
     model.history = {str(name): [float(x) for x in values] for name, values in about["history"].items()}
     model.set_random_state(about["random"])
     return model

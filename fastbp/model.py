@@ -150,9 +150,10 @@ class Sequential(Network):
         >>> X, y = fastbp.spiral_data(50, 3, seed=0)
         >>> model = fastbp.Sequential([fastbp.Dense(2, 16), fastbp.ReLU(), fastbp.Dense(16, 3)],
         ...                           loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.Adam(), seed=0)
-        >>> model.fit(X, y, epochs=3, validation_data=(X, y), class_weight={2: 0.5}).history.keys()
+        >>> model.fit(X, y, epochs=3, validation_data=(X, y)).history.keys()
         dict_keys(['loss', 'val_loss', 'val_accuracy'])
         """
+        _, optimizer = _needed("loss", self.loss), _needed("optimizer", self.optimizer)
         epochs, batch_size = as_count(epochs, "epochs"), as_count(batch_size, "batch_size")
         accumulate = as_count(accumulate, "accumulate")
         threads = self.threads if threads is None else as_count(threads, "threads")
@@ -162,6 +163,11 @@ class Sequential(Network):
             held_out = self._checked(*as_samples(validation_data, "validation_data"), "validation_data: ")
         data, batches, loss = self._source(X, y, sample_weight, class_weight)
         names = "loss", *(() if held_out is None else [f"val_{name}" for name in self._score_names(functions)])
+        for name in optimizer.monitored():
+            if name not in names:
+                raise ValueError(
+                    f"the schedule monitors {name!r}, but fit gives {', '.join(names)}; see validation_data"
+                )
         with (
             self._lock,
             limited_threads(threads, self.engine),
@@ -183,8 +189,7 @@ class Sequential(Network):
                 for name, value in figures.items():
                     self.history.setdefault(name, []).append(value)
                 progress.step(figures)
-                if self.optimizer is not None:
-                    self.optimizer.observe(figures)
+                optimizer.observe(figures)
                 if sum(bool(listener(self, figures)) for listener in listeners):  # all are told
                     break
         return self

@@ -106,9 +106,6 @@ class Optimizer(Part):
         clip_value: float | None = None,
         schedule: Rates | None = None,
     ) -> None:
-    schedule: Any = None
-
-    def __init__(self, lr: float) -> None:
         # an array from the start: what a recording reads may then change between its steps
         self.rate = np.empty(1)
         self.lr = lr
@@ -116,13 +113,6 @@ class Optimizer(Part):
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.schedule = schedule
         self.reset()
-
-    def rates(self, epochs: Array) -> Array:
-        """The learning rate of each step, from its time in epochs."""
-        return np.full(epochs.shape, self.lr)
-
-    def observe(self, figures: dict[str, float]) -> None:
-        """Hear an epoch's figures, as `Sequential.history` has them."""
 
     @property
     def lr(self) -> float:

@@ -35,6 +35,8 @@ def decay(p: Array, lr: Array, weight_decay: Array) -> None:
     kept = p.dtype.type(1 - lr[0] * weight_decay[0])
     for i in range(len(p)):
         p[i] *= kept
+
+
 def accumulate(g: Array, total: Array, mean: Array, seen: Array, count: Array, sum: Array) -> None:
     share = total[1] - seen[0] if mean[0] != 0 else 1.0
     seen[0] = total[1]

@@ -28,6 +28,8 @@ def penalize(p: Array, g: Array, l2: Array, l1: Array, scratch: Array) -> None:
 
 def decay(p: Array, lr: Array, weight_decay: Array) -> None:
     p *= p.dtype.type(1 - lr[0] * weight_decay[0])
+
+
 def accumulate(g: Array, total: Array, mean: Array, seen: Array, count: Array, sum: Array, scratch: Array) -> None:
     share = total[1] - seen[0] if mean[0] else 1.0
     seen[0] = total[1]
