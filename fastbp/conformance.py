@@ -278,7 +278,7 @@ class Trial:
                 with np.errstate(all="ignore"):
                     allowed = rtol * (np.abs(y) + largest) + (slack[i] if slack else 0)
                     errors = np.where(finite, np.abs(x - y) / allowed, np.isfinite(x) * math.inf)
-                errors[np.isnan(errors)] = np.where(finite, math.inf, 0)[np.isnan(errors)]
+                errors[np.isnan(errors)] = np.where(finite & (x != y), math.inf, 0)[np.isnan(errors)]
             else:
                 errors = np.where(x != y, math.inf, 0)
             worst = np.unravel_index(np.argmax(errors), errors.shape)
@@ -340,8 +340,7 @@ def extremes(trial: Trial) -> None:
         usual = expected(op, arguments)
         for place, arg in enumerate(op.inputs):
             # what an optimizer keeps from step to step is not looked at: engines may take its terms in another order
-            if arg.kind not in "fa" or (arg.inplace and arg.name not in ("p", "g", "w", "b")):
-            if arg.kind not in "fa" or (arg.inplace and arg.name not in ("p", "w", "b", "sum")):
+            if arg.kind not in "fa" or (arg.inplace and arg.name not in ("p", "g", "w", "b", "sum")):
                 continue
             for value, whole_row in ((math.nan, True), (math.nan, False), (math.inf, False), (-math.inf, False)):
                 planted = [array.copy() for array in arguments]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .op import Arg, Array, Op, flag, normal, order, rectified, small, uniform
-from .op import Arg, Array, Op, normal, order, rectified, small, uniform
-from .op import Arg, Array, Op, constant, normal, order, rectified, uniform
-from .op import Arg, Array, Op, constant, normal, order, rectified, small, uniform
+from .op import Arg, Array, Op, constant, flag, normal, order, rectified, small, uniform
 
 __all__ = ["OPS", "Arg", "Array", "Op"]
 
