@@ -96,8 +96,8 @@ class Engine(OpCaller):
         raise NotImplementedError
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
-        """`x` in this engine's memory, C-contiguous; not copied where it is so already."""
-        array: Array = np.asarray(real_array(x), dtype=dtype, order="C")
+        """`x` in this engine's memory, C-contiguous and aligned; not copied where it is so already."""
+        array: Array = np.require(real_array(x), dtype, "CA")
         return array
 
     def table(self, x: Array) -> Array:
