@@ -43,6 +43,19 @@ class Loss(Part):
         """
         raise NotImplementedError
 
+    def penalize(self, rows: int, parameters: Array, gradients: Array, total: Array) -> None:
+        """Add what this loss makes of the weights themselves, after the backward pass of each step; by default nothing.
+
+        Parameters
+        ----------
+        rows : int
+            The batch's.
+        parameters, gradients : array, shape (decayed size,)
+            All weights to which decay applies, flat, and their gradients, to be changed in place.
+        total : array, shape (2,) of float64
+            As in `gradient`.
+        """
+
     def value(self, total: Array) -> float:
         """The loss, from what `gradient` added up."""
         numerator, denominator = self.engine.asnumpy(total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -181,7 +182,7 @@ class Sequential(Network):
                 else:
                     if epoch == 0 or listeners:  # which may have changed the model
                         trainer.bind(data, batch_size)
-                    mean = trainer.epoch(shuffle)
+                    mean = trainer.epoch(self.permutation(len(data.X)) if shuffle else None)
                 figures = {"loss": mean}
                 if held_out is not None:
                     scores = self._scores(held_out, functions)
@@ -222,7 +223,31 @@ class Sequential(Network):
         data = self._checked(X, y, sample_weight, loss=loss)
         with self._lock, limited_threads(threads, self.engine), Trainer(self, loss) as trainer:
             trainer.bind(data, len(data.X))
-            return trainer.epoch(shuffle=False)
+            return trainer.epoch()
+
+    @contextlib.contextmanager
+    def training(self, *, threads: int | None = None, watched: bool = True) -> Iterator[Trainer]:
+        """Train by a loop of one's own, in a ``with`` block that no other thread may enter meanwhile.
+
+        Parameters
+        ----------
+        threads : int, optional
+            As in `fit`.
+        watched : bool, default True
+            Whether a loss or weights that are not finite raise FloatingPointError.
+
+        Yields
+        ------
+        Trainer
+            Its ``bind(data, batch_size)`` and ``epoch(order)`` check nothing of what they are given.
+        """
+        threads = self.threads if threads is None else as_count(threads, "threads")
+        with (
+            self._lock,
+            limited_threads(threads, self.engine),
+            Trainer(self, _needed("loss", self.loss), watched=watched) as trainer,
+        ):
+            yield trainer
 
     def predict(self, X: Any) -> Array:
         """Class labels where the loss is one for classes, otherwise the outputs.

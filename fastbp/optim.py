@@ -390,7 +390,11 @@ class Adam(Optimizer):
     betas : (float, float), default (0.9, 0.999)
         How much of the running means of gradient and squared gradient a step keeps, each in [0, 1).
     eps : float, default 1e-8
+        Added to the root of the unbiased running mean of squares.
     weight_decay : float, default 0.0
+    eps_hat : float, default 0.0
+        Added to that root before its bias is taken out: the paper's "epsilon hat" at the end of section 2, and the only
+        epsilon of scikit-learn and Keras.
     **options
         l1, clip_norm, clip_value, schedule; see `Optimizer`.
 
@@ -408,7 +412,8 @@ class Adam(Optimizer):
     steps: Array
 
     betas = Setting(_betas)
-    eps = Setting(partial(as_number, above=0))
+    eps = Setting(as_number)
+    eps_hat = Setting(as_number, default=0.0)
 
     def __init__(
         self,
@@ -416,13 +421,20 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        *,
+        eps_hat: float = 0.0,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(lr, weight_decay=weight_decay, **options)
-        self.betas, self.eps = betas, eps
+        self.betas = betas
+        self.eps, self.eps_hat = eps, eps_hat
+
+    def agree(self, settings: Mapping[str, Any]) -> None:
+        if settings.get("eps") == 0 and settings.get("eps_hat") == 0:
+            raise ValueError("eps must be above 0, or else eps_hat")
 
     def advance(self, parameters: Array, gradients: Array) -> None:
-        numbers = self.engine.scalar(*self.betas), self.engine.scalar(self.eps)
+        numbers = self.engine.scalar(*self.betas), self.engine.scalar(self.eps, self.eps_hat)
         self.engine.adam(parameters, self.m, self.v, gradients, self.rate, *numbers, self.steps)
 
 
@@ -435,6 +447,7 @@ class AdamW(Adam):
     betas : (float, float), default (0.9, 0.999)
     eps : float, default 1e-8
     weight_decay : float, default 0.01
+    eps_hat : float, default 0.0
     **options
         l1, clip_norm, clip_value, schedule; see `Optimizer`.
 
@@ -451,9 +464,11 @@ class AdamW(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        *,
+        eps_hat: float = 0.0,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(lr, betas, eps, weight_decay, **options)
+        super().__init__(lr, betas, eps, weight_decay, eps_hat=eps_hat, **options)
 
     @property
     def decoupled(self) -> bool:

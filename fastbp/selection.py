@@ -51,14 +51,15 @@ _used: ContextVar[str | Engine | None] = ContextVar("fastbp_engine", default=Non
 _default: str | Engine | None = None
 
 
-def engine(name: str | Engine | None = None) -> Engine:
+def engine(name: str | Engine | None = None, *, otherwise: str = "numpy") -> Engine:
     """Get an engine.
 
     Parameters
     ----------
     name : str or Engine, optional
         ``"numpy"``, ``"numba"`` or an engine itself. Without a name, the choice in force: the innermost ``with
-        use(name)``, then `set_default`, then the environment variable FASTBP_ENGINE, then NumPy.
+        use(name)``, then `set_default`, then the environment variable FASTBP_ENGINE, then `otherwise`.
+    otherwise : str, default "numpy"
 
     Returns
     -------
@@ -80,7 +81,7 @@ def engine(name: str | Engine | None = None) -> Engine:
     """
     if name is not None and not isinstance(name, str | Engine):
         raise ValueError(f"engine must be one of {', '.join(_KNOWN)}, got {name!r}")
-    chosen = name if name is not None else _used.get() or _default or os.environ.get("FASTBP_ENGINE") or "numpy"
+    chosen = name if name is not None else _used.get() or _default or os.environ.get("FASTBP_ENGINE") or otherwise
     return chosen if isinstance(chosen, Engine) else _load(chosen)
 
 

@@ -34,7 +34,7 @@ def record_training(
     batch: int,
     loss: Loss,
     *,
-    accumulate: bool = False,
+    kind: str = "step",
 ) -> None:
     """Write down a step: take a batch, forward, loss, backward, update.
 
@@ -48,8 +48,9 @@ def record_training(
     batch : int
         Rows of a step.
     loss : Loss
-    accumulate : bool, default False
-        Add the gradients to those of other batches in place of the update.
+    kind : {"step", "gradients", "slope"}
+        With "gradients", add them to those of other batches in place of the update; with "slope", leave them in the
+        model's memory.
     """
     memory = model.memory
     order, X, y = (recorder.slot(name, data[name].shape, data[name].dtype) for name in ("order", "X", "y"))
@@ -81,8 +82,13 @@ def record_training(
                     raise RecordingError(f"it must store the gradient of {name} as self.d{name}")
                 recorder.want(getattr(twin, f"d{name}"), where)
     check_unchanged(loss, twin_of_loss)
-
-    if accumulate:
+    if memory.decayed is not None:
+        with named(loss, "penalize"):
+            decayed, slopes = map(recorder.adopt, memory.decayed)
+            twin_of_loss.penalize(batch, decayed, slopes, total)
+    if kind == "slope":
+        return
+    if kind == "gradients":
         mean = recorder.scalar(loss.reduction == "mean")
         counters = recorder.adopt(memory.seen), recorder.adopt(memory.weight), recorder.adopt(memory.sums)
         recorder.accumulate(recorder.adopt(memory.gradients), total, mean, *counters)
@@ -166,19 +172,20 @@ def _value(setting: Any) -> Any:
 
 
 class Run:
-    """Replays steps in slices; between them it looks at the loss.
+    """Replays steps in slices; between them, if `watched`, it looks at the loss.
 
-    Where the loss is no longer finite, the model's memory goes back to a snapshot, at most a second or so old.
+    Where that is no longer finite, the model's memory goes back to a snapshot, at most a second or so old.
     """
 
-    def __init__(self, model: Network) -> None:
-        self._model = model
+    def __init__(self, model: Network, *, watched: bool = True) -> None:
+        self._model, self._watched = model, watched
         self._memory = model.weights_and_state()
         if model.optimizer is not None:
             self._memory += [model.optimizer.__dict__[name] for name in model.optimizer.state]
         self._seconds_a_step: dict[Tape, float] = {}
         self._steps = 0
-        self._take_snapshot()
+        if watched:
+            self._take_snapshot()
 
     def __call__(self, tape: Tape, steps: int) -> None:
         while steps:
@@ -195,6 +202,8 @@ class Run:
         self._check(0, thoroughly=True)
 
     def _check(self, steps: int, thoroughly: bool = False) -> None:
+        if not self._watched:
+            return
         loss = float(self._model.memory.total[0])
         snapshot_is_due = time.perf_counter() - self._snapshot_time > SNAPSHOT_SECONDS
         if not np.isfinite(loss) or ((thoroughly or snapshot_is_due) and not self._weights_are_finite()):

@@ -38,13 +38,15 @@ class Trainer:
     model : Network
     loss : Loss
         The model's, or its twin with other class weights.
-    accumulate : int
+    accumulate : int, default 1
         How many batches' gradients make one update.
+    watched : bool, default True
+        Raise FloatingPointError where loss or weights are no longer finite, and go back to the last that were.
     """
 
-    def __init__(self, model: Network, loss: Loss, accumulate: int = 1) -> None:
-        assert model.optimizer is not None
-        self._model, self._loss, self._optimizer, self._accumulate = model, loss, model.optimizer, accumulate
+    def __init__(self, model: Network, loss: Loss, accumulate: int = 1, *, watched: bool = True) -> None:
+        self._model, self._loss, self._optimizer = model, loss, model.optimizer
+        self._accumulate, self._watched = accumulate, watched
         self._bound = contextlib.ExitStack()
         self._memory: Memory | None = None  # that `_run` looks after
 
@@ -60,14 +62,27 @@ class Trainer:
         """Make ready for epochs over `data`: recordings for the model as it is now."""
         self._replays = self._prepare(data, self._plan(len(data.X), batch_size))
 
-    def epoch(self, shuffle: bool) -> float:
-        """Train for an epoch over what `bind` was given; returns its loss."""
+    def epoch(self, order: Array | None = None) -> float:
+        """Train for an epoch over what `bind` was given; returns its loss.
+
+        Parameters
+        ----------
+        order : array of int64, shape (rows,), optional
+            The rows in the order to take; by default the last one, at first as they come.
+        """
         self._model.memory.start_epoch()
-        order = self._slots["order"]
-        if shuffle:
-            order[...] = self._model.engine.asarray(self._model.permutation(len(order)))
+        if order is not None:
+            self._slots["order"][...] = self._model.engine.asarray(order)
         self._replay()
         return self._loss.value(self._model.memory.total)
+
+    def bind_slope(self, data: Data) -> None:
+        """Make ready for `slope` over all of `data`."""
+        self._replays = self._prepare(data, [("slope", len(data.X), 1)])
+
+    def slope(self) -> float:
+        """The loss at the model's parameters, and in its memory all gradients; nothing is updated."""
+        return self.epoch()
 
     def epoch_through(self, batches: Iterable[Data]) -> float:
         """Train for an epoch over batches as they come; returns its loss."""
@@ -103,7 +118,7 @@ class Trainer:
         slots = {"X": engine.table(data.X), "y": engine.table(data.y), "order": engine.table(np.arange(len(data.X)))}
         if data.weights is not None:
             slots["weights"] = engine.table(data.weights)
-        if self._optimizer.schedule is not None:
+        if self._optimizer is not None and self._optimizer.schedule is not None:
             slots["rates"] = engine.zeros((sum(n for kind, _, n in plan if kind != "gradients") or 1,), np.float64)
         self._slots = slots
         tapes: dict[tuple[str, int], Tape] = {}
@@ -115,7 +130,7 @@ class Trainer:
         if self._memory is not model.memory:
             for layer in model.walk():
                 layer.forget()
-            self._memory, self._run = model.memory, Run(model)
+            self._memory, self._run = model.memory, Run(model, watched=self._watched)
         return [(tapes[kind, batch], times) for kind, batch, times in plan]
 
     @staticmethod
@@ -126,16 +141,14 @@ class Trainer:
         record: Callable[..., None] = (
             partial(record_update, self._model, data=slots, average=True)
             if kind == "update"
-            else partial(
-                record_training, self._model, data=slots, batch=batch, loss=self._loss, accumulate=kind == "gradients"
-            )
+            else partial(record_training, self._model, data=slots, batch=batch, loss=self._loss, kind=kind)
         )
         shapes = [(name, x.shape[1:], x.dtype) for name, x in slots.items()]
-        parts = [*self._model.walk(), self._loss, self._optimizer]
+        parts = [part for part in (*self._model.walk(), self._loss, self._optimizer) if part is not None]
         return self._model.tape(kind, batch, *shapes, record=record, parts=parts)
 
     def _replay(self) -> None:
-        if "rates" in self._slots:
+        if "rates" in self._slots and self._optimizer is not None:
             rates, epochs = self._slots["rates"], len(self._model.history.get("loss", ()))
             rates[...] = self._model.engine.asarray(self._optimizer.rates(epochs + np.arange(len(rates)) / len(rates)))
             self._model.memory.step[...] = 0

@@ -52,7 +52,7 @@ def adam(
 ) -> tuple[Array, ...]:
     a, b = betas
     m, v, k = a * m + (1 - a) * g, b * v + (1 - b) * g**2, steps + 1
-    return p - lr * (m / (1 - a**k)) / (np.sqrt(v / (1 - b**k)) + eps), m, v, k
+    return p - lr * (m / (1 - a**k)) / ((np.sqrt(v) + eps[1]) / np.sqrt(1 - b**k) + eps[0]), m, v, k
 
 
 def rmsprop(
@@ -106,6 +106,16 @@ def accumulate(g: Array, total: Array, mean: Array, seen: Array, count: Array, s
     return total[1:], count + share if mean else share, sums + share * g
 
 
+def l2_loss(
+    p: Array, g: Array, alpha: Array, share: Array, width: Array, rows: Array, batch: Array, total: Array
+) -> tuple[Array, ...]:
+    if not batch[1]:
+        return g, np.zeros(2), total + rows * np.array([0, 1])
+    count = batch[1] / width
+    loss = share * batch[0] / batch[1] + alpha / 2 * (p**2).sum() / count
+    return g + alpha / count * p, np.zeros(2), total + rows * np.array([loss[0], 1])
+
+
 # what is updated in place, then the outputs
 FORMULAS: dict[str, Callable[..., tuple[Array, ...]]] = {
     "next_batch": lambda order, cursor, rows: (cursor + len(rows), order[cursor[0] : cursor[0] + len(rows)]),
@@ -114,6 +124,8 @@ FORMULAS: dict[str, Callable[..., tuple[Array, ...]]] = {
     "take_labels": lambda t, rows: (t[rows],),
     "take_weights": lambda w, rows: (w[rows],),
     "add": lambda x, y: (x + y,),
+    "scale": lambda x, factor: (factor * x,),
+    "l2_loss": l2_loss,
     "accumulate": accumulate,
     "average": lambda sums, count: (np.zeros_like(sums), np.zeros(1), sums / count if count else 0 * sums),
     "dense_forward": lambda x, w, b: (product(x, w) + b,),

@@ -116,6 +116,13 @@ def add(x: Array, y: Array, z: Array) -> None:
             z[i, j] = x[i, j] + y[i, j]
 
 
+def scale(x: Array, factor: Array, y: Array) -> None:
+    real = x.dtype.type(factor[0])
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            y[i, j] = real * x[i, j]
+
+
 def softmax_forward(z: Array, p: Array) -> None:
     for i in range(z.shape[0]):
         divide(p[i], exp_shifted(z[i], p[i]))

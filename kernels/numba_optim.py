@@ -37,6 +37,21 @@ def decay(p: Array, lr: Array, weight_decay: Array) -> None:
         p[i] *= kept
 
 
+def l2_loss(
+    p: Array, g: Array, alpha: Array, share: Array, width: Array, rows: Array, batch: Array, total: Array
+) -> None:
+    if batch[1] != 0:
+        strength = alpha[0] * width[0] / batch[1]
+        factor = p.dtype.type(strength)
+        squares = 0.0
+        for i in range(len(p)):
+            squares += np.float64(p[i]) * np.float64(p[i])
+            g[i] += factor * p[i]
+        total[0] += rows[0] * (share[0] * batch[0] / batch[1] + strength / 2 * squares)
+    total[1] += rows[0]
+    batch[:] = 0
+
+
 def accumulate(g: Array, total: Array, mean: Array, seen: Array, count: Array, sum: Array) -> None:
     share = total[1] - seen[0] if mean[0] != 0 else 1.0
     seen[0] = total[1]
@@ -111,9 +126,10 @@ def adam(p: Array, m: Array, v: Array, g: Array, lr: Array, betas: Array, eps: A
     # Kingma and Ba, 2015, algorithm 1
     real = p.dtype.type
     steps[0] += 1
-    new1, new2, tiny = real(1 - betas[0]), real(1 - betas[1]), real(eps[0])
+    new1, new2 = real(1 - betas[0]), real(1 - betas[1])
     rate = real(lr[0] / (1 - betas[0] ** steps[0]))
-    unbias = real((1 - betas[1] ** steps[0]) ** -0.5)
+    growth = (1 - betas[1] ** steps[0]) ** -0.5
+    unbias, tiny = real(growth), real(eps[0] + eps[1] * growth)
     for i in range(len(p)):
         m[i] += new1 * (g[i] - m[i])
         v[i] += new2 * (g[i] * g[i] - v[i])

@@ -89,6 +89,10 @@ def add(x: Array, y: Array, z: Array) -> None:
     np.add(x, y, out=z)
 
 
+def scale(x: Array, factor: Array, y: Array) -> None:
+    np.multiply(x, x.dtype.type(factor[0]), out=y)
+
+
 def softmax_forward(z: Array, p: Array) -> None:
     np.subtract(z, z.max(axis=1, keepdims=True), out=p)
     np.exp(p, out=p)

@@ -30,6 +30,26 @@ def decay(p: Array, lr: Array, weight_decay: Array) -> None:
     p *= p.dtype.type(1 - lr[0] * weight_decay[0])
 
 
+def l2_loss(
+    p: Array,
+    g: Array,
+    alpha: Array,
+    share: Array,
+    width: Array,
+    rows: Array,
+    batch: Array,
+    total: Array,
+    scratch: Array,
+) -> None:
+    if batch[1]:
+        mean, strength = share[0] * batch[0] / batch[1], alpha[0] * width[0] / batch[1]
+        squares = np.multiply(p, p, out=scratch.view(np.float64)[: len(p)], dtype=np.float64)
+        total[0] += rows[0] * (mean + strength / 2 * squares.sum())
+        g += np.multiply(p, p.dtype.type(strength), out=scratch[: len(p)])
+    total[1] += rows[0]
+    batch[:] = 0
+
+
 def accumulate(g: Array, total: Array, mean: Array, seen: Array, count: Array, sum: Array, scratch: Array) -> None:
     share = total[1] - seen[0] if mean[0] else 1.0
     seen[0] = total[1]
@@ -128,6 +148,7 @@ def adam(
     step *= real(1 - betas[1])
     v += step
     np.sqrt(v, out=step)
+    step += real(eps[1])
     step *= real(unbias2**-0.5)
     step += real(eps[0])
     np.divide(m, step, out=step)

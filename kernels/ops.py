@@ -44,6 +44,7 @@ OPS: dict[str, Op] = {
         Op("softmax_jacobian", "p:f[B,N] -> j:f[B,N,N]", lambda d: 2 * d["B"] * d["N"] ** 2),
         Op("softmax_backward", "dp:f[B,N] p:f[B,N] -> dz:f[B,N]", _per_element(4)),
         Op("add", "x:f[B,N] y:f[B,N] -> z:f[B,N]", _per_element(1)),
+        Op("scale", "x:f[B,N] factor:s[1] -> y:f[B,N]", _per_element(1)),
         # losses: total[0] += the sum of the rows' losses, total[1] += what their mean is divided by
         Op("cross_entropy_forward", "p:f[B,N] t:i[B]<N total!:s[2] -> cost:f[B]", lambda d: 2 * d["B"]),
         Op("cross_entropy_backward", "p:f[B,N] t:i[B]<N -> dp:f[B,N]", lambda d: 2 * d["B"]),
@@ -85,6 +86,14 @@ OPS: dict[str, Op] = {
         Op("clip_norm", "g!:f[P] limit:s[1] ->", _per_element(3)),
         Op("penalize", "p:f[P] g!:f[P] l2:s[1] l1:s[1] ->", _per_element(4), {"p": normal}),
         Op("decay", "p!:f[P] lr:s[1] weight_decay:s[1] ->", _per_element(1), {"p": normal}),
+        # a batch's loss as scikit-learn has it: share * batch[0] / batch[1], of what the op of a loss added, and
+        # alpha / 2 * sum(p ** 2) / (batch[1] / width), the weight of its rows; total takes it `rows` times
+        Op(
+            "l2_loss",
+            "p:f[P] g!:f[P] alpha:s[1] share:s[1] width:s[1] rows:s[1] batch!:s[2] total!:s[2] ->",
+            _per_element(4),
+            {"p": normal, "share": constant(0.5), "width": constant(2), "rows": constant(3), "batch": constant(0.7, 8)},
+        ),
         # gradients of several batches: their mean, each counted by what was added to total[1], or (mean 0) their sum
         Op(
             "accumulate",
@@ -110,9 +119,9 @@ OPS: dict[str, Op] = {
         Op("lion", "p!:f[P] m!:f[P] g:f[P] lr:s[1] betas:s[2] ->", _per_element(8), {"p": normal}),
         Op(
             "adam",
-            "p!:f[P] m!:f[P] v!:f[P] g:f[P] lr:s[1] betas:s[2] eps:s[1] steps!:s[1] ->",
+            "p!:f[P] m!:f[P] v!:f[P] g:f[P] lr:s[1] betas:s[2] eps:s[2] steps!:s[1] ->",
             _per_element(12),
-            {"p": normal, "v": uniform},
+            {"p": normal, "v": uniform, "eps": constant(1e-2, 1e-3)},
         ),
     ]
 }

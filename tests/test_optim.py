@@ -269,7 +269,8 @@ def test_the_same_optimizer_assigned_again_goes_on(engine):
         (lambda: fastbp.Adam(betas=(0.9, 1)), ValueError, r"betas\[1\] must be at least 0 and below 1, got 1"),
         (lambda: fastbp.Adam(betas=0.9), (TypeError, ValueError), r"betas must be .*, got 0\.9"),
         (lambda: fastbp.Adam(betas=(0.9,)), (TypeError, ValueError), "betas must be .*two"),
-        (lambda: fastbp.Adam(eps=-1), ValueError, r"eps must be above 0 and finite, got -1"),
+        (lambda: fastbp.Adam(eps=-1), ValueError, r"eps must be at least 0 and finite, got -1"),
+        (lambda: fastbp.Adam(eps=0), ValueError, "eps must be above 0, or else eps_hat"),
     ],
 )
 def test_bad_settings(make, error, match):
@@ -288,7 +289,7 @@ def test_bad_settings(make, error, match):
         (fastbp.SGD(0.1, 0.9), "nesterov", "no", TypeError, "nesterov must be True or False, got 'no'"),
         (fastbp.Adam(), "betas", (0.9, 1.0), ValueError, r"betas\[1\] must be at least 0 and below 1, got 1\.0"),
         (fastbp.Adam(), "betas", "ab", TypeError, "betas must be two numbers, got 'ab'"),
-        (fastbp.Adam(), "eps", 0, ValueError, "eps must be above 0 and finite, got 0"),
+        (fastbp.Adam(), "eps", 0, ValueError, "eps must be above 0, or else eps_hat"),
         (fastbp.Lion(), "betas", [0.9], TypeError, r"betas must be two numbers, got \[0\.9\]"),
         (fastbp.RMSprop(), "alpha", 1, ValueError, "alpha must be at least 0 and below 1, got 1"),
         (fastbp.RMSprop(), "eps", np.nan, ValueError, "eps must be above 0 and finite, got nan"),
@@ -374,3 +375,15 @@ def test_repr_makes_the_optimizer_again(name):
     assert repr(eval(repr(optimizer), vars(fastbp))) == repr(optimizer)
     config = optimizer.config()
     assert {name: config[name] for name in (*arguments, *options)} == arguments | options
+
+
+def test_eps_hat_is_added_before_the_bias_is_taken_out(engine, dtype):
+    """Two steps by hand, as Kingma and Ba write them at the end of section 2."""
+    optimizer = fastbp.Adam(0.1, betas=(0.5, 0.75), eps=0.0, eps_hat=0.25)
+    optimizer.prepare(engine, 1, dtype)
+    parameters, m, v, p = engine.zeros((1,), dtype), 0.0, 0.0, 0.0
+    for step, gradient in enumerate([1.0, -2.0], 1):
+        m, v = 0.5 * m + 0.5 * gradient, 0.75 * v + 0.25 * gradient**2
+        p -= 0.1 * np.sqrt(1 - 0.75**step) / (1 - 0.5**step) * m / (np.sqrt(v) + 0.25)
+        optimizer.update(parameters, engine.asarray(np.array([gradient]), dtype), None)
+    np.testing.assert_allclose(parameters, p, rtol=1e-6)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fastbp
+import fastbp.training
 
 from .checks import assert_same_parameters, parameters_of, small_data, small_model, state_of
 
@@ -322,3 +323,57 @@ def test_metrics_are_called_with_targets_and_predictions(engine):
 def test_bad_metrics_are_refused(metrics, match):
     with pytest.raises((TypeError, ValueError), match=match):
         small_model().evaluate(X, Y, metrics=metrics)
+
+
+class Ridge(fastbp.MeanSquaredError):
+    """With half the sum of squared weights."""
+
+    def penalize(self, rows, parameters, gradients, total):
+        one = self.engine.scalar(1)
+        self.engine.penalize(parameters, gradients, one, self.engine.scalar(0))
+
+
+def test_a_loss_may_depend_on_the_weights(engine, rng):
+    X, y = rng.standard_normal((8, 3)), rng.standard_normal((8, 2))
+    model = fastbp.Sequential(
+        [fastbp.Dense(3, 2)], loss=Ridge(), optimizer=fastbp.SGD(0.1), engine=engine, dtype=np.float64, seed=0
+    )
+    (layer,) = model.layers
+    weights, biases = layer.weights.copy(), layer.biases.copy()
+    slope = X.T @ (2 * (X @ weights + biases - y) / y.size) + weights  # of the mean of squares, and of the squares
+    model.train_on_batch(X, y)
+    np.testing.assert_allclose(layer.weights, weights - 0.1 * slope, rtol=1e-12)
+
+
+def test_a_loop_of_ones_own_trains_as_fit_does(engine):
+    X, y = small_data()
+    model, other = small_model(engine), small_model(engine)
+    order = np.random.default_rng(0).permutation(len(X))
+    with model.training() as trainer:
+        trainer.bind(fastbp.training.Data(X, y, None), 16)
+        losses = [trainer.epoch(order), trainer.epoch(order[::-1])]
+    for rows in (order, order[::-1]):
+        other.fit(X[rows], y[rows], epochs=1, batch_size=16, shuffle=False)
+    assert losses == pytest.approx(other.history["loss"])
+    assert_same_parameters(model, other)
+
+
+def test_the_slope_of_all_rows_changes_nothing(engine):
+    X, y = small_data()
+    model = small_model(engine)
+    before, expected = parameters_of(model), model.gradients(X, y)
+    with model.training() as trainer:
+        trainer.bind_slope(fastbp.training.Data(X, y, None))
+        assert trainer.slope() == pytest.approx(expected.loss)
+    for layer, gradients in zip(model.layers, expected.layers, strict=True):
+        for name, where in model.memory.gradients_of(layer).items():
+            np.testing.assert_allclose(where, gradients[f"{name}"], rtol=1e-9)
+    assert_same_parameters(model, before)
+
+
+def test_unwatched_training_goes_through_infinite_losses(engine):
+    X, y = small_data()
+    model = small_model(engine, optimizer=fastbp.SGD(1e300))
+    with model.training(watched=False) as trainer:
+        trainer.bind(fastbp.training.Data(X, y, None), 10)
+        assert not np.isfinite(trainer.epoch())
