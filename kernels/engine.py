@@ -269,17 +269,17 @@ def needs_scratch(kernel: Callable[..., None], op: Op) -> bool:
 
 
 def scratch_for(calls: Sequence[Call]) -> tuple[tuple[int], np.dtype[Any]]:
-    """Shape and dtype of the room that the kernels of a program share: several times a call's largest matrix."""
+    """Shape and dtype of the room that the kernels of a program share."""
     floats, largest = np.dtype(np.float64), 0
     for op, arguments in calls:
         if any(isinstance(array, str) for array in arguments):
             arguments = arguments[len(op.inputs) :]  # of a user's table, only what is taken out counts
-            sizes = [n for array in arguments for n in array.shape]
+            sizes = dict(enumerate(n for array in arguments for n in array.shape))
+            largest = max(largest, 6 * math.prod(sorted(sizes.values())[-2:]))
         else:
-            sizes = list(op.sizes([array.shape for array in arguments[: len(op.inputs)]]).values())
-        largest = max(largest, math.prod(sorted(sizes)[-2:]))
+            largest = max(largest, op.room(op.sizes([array.shape for array in arguments[: len(op.inputs)]])))
         floats = next((a.dtype for a in arguments if a.dtype.kind == "f" and a.dtype != np.float64), floats)
-    return (6 * largest + 4096,), floats
+    return (largest + 4096,), floats
 
 
 def native(array: Array) -> Array:

@@ -90,6 +90,59 @@ def softmax_cross_entropy(z: Array, t: Array, total: Array) -> tuple[Array, ...]
     return total + np.array([costs.sum(), len(t)]), (softmax(z) - one_hot(t, z)) / len(t)
 
 
+def logits_costs(z: Array) -> Array:
+    z = z - z.max(1, keepdims=True)
+    costs: Array = np.log(np.exp(z).sum(1, keepdims=True)) - z
+    return costs
+
+
+def cross_entropy_of_rows(
+    slopes: Callable[[Array, Array], Array],
+    costs: Array,
+    t: Array,
+    weights: Array,
+    class_weight: Array,
+    smoothing: Array,
+    mean: Array,
+    total: Array,
+) -> tuple[Array, ...]:
+    """`slopes` are those of the costs' sum for one row, given its q and their sum."""
+    q = ((1 - smoothing) * t + smoothing / t.shape[1]) * class_weight
+    sums = q.sum(1, keepdims=True)
+    counts = (weights != 0) & (sums[:, 0] != 0)
+    cost = np.where(counts, weights * np.where(q == 0, 0, q * costs).sum(1), 0)
+    weight = (weights * (t * class_weight).sum(1)).sum()
+    scale = np.where(counts, weights / weight if weight else 0 * weights, 0) if mean else np.where(counts, weights, 0)
+    gradient = np.where(counts[:, None], scale[:, None] * slopes(q, sums), 0)
+    return total + np.array([cost.sum(), weight]), cost, gradient
+
+
+def weighted_softmax_cross_entropy(z: Array, t: Array, *options: Array) -> tuple[Array, ...]:
+    return soft_softmax_cross_entropy(z, one_hot(t, z), *options)
+
+
+def soft_softmax_cross_entropy(z: Array, t: Array, *options: Array) -> tuple[Array, ...]:
+    return cross_entropy_of_rows(lambda q, sums: sums * softmax(z) - q, logits_costs(z), t, *options)
+
+
+def soft_cross_entropy(p: Array, t: Array, *options: Array) -> tuple[Array, ...]:
+    costs = -np.log(np.clip(p, 1e-7, 1 - 1e-7))
+    return cross_entropy_of_rows(lambda q, sums: np.where(q == 0, 0, -q / p), costs, t, *options)
+
+
+def elementwise(cost: Callable[..., Array], slope: Callable[..., Array]) -> Callable[..., tuple[Array, ...]]:
+    """A loss that is a weighted sum over elements: of costs, from outputs, targets and settings, and their slopes."""
+
+    def loss(y: Array, t: Array, weights: Array, *rest: Array) -> tuple[Array, ...]:
+        *settings, mean, total = rest
+        costs = weights[:, None] * cost(y, t, *settings)
+        weight = weights.sum() * y.shape[1]
+        scale = (weights / weight if weight else 0 * weights) if mean else weights
+        return total + np.array([costs.sum(), weight]), costs, scale[:, None] * slope(y, t, *settings)
+
+    return loss
+
+
 def classifier_grads(x: Array, w: Array, b: Array, t: Array, total: Array) -> tuple[Array, ...]:
     total, dz = softmax_cross_entropy(product(x, w) + b, t, total)
     (dx,) = relu_input_grad(dz, w, x)
@@ -143,7 +196,24 @@ FORMULAS: dict[str, Callable[..., tuple[Array, ...]]] = {
     "cross_entropy_backward": lambda p, t: (np.where(one_hot(t, p), -1 / p / len(t), 0),),
     "softmax_cross_entropy": softmax_cross_entropy,
     "softmax_cross_entropy_backward": lambda p, t: ((p - one_hot(t, p)) / len(t),),
-    "mean_squared_error": lambda y, t, total: (total + np.array([((y - t) ** 2).sum(), y.size]), 2 * (y - t) / y.size),
+    "weighted_softmax_cross_entropy": weighted_softmax_cross_entropy,
+    "soft_softmax_cross_entropy": soft_softmax_cross_entropy,
+    "soft_cross_entropy": soft_cross_entropy,
+    "one_hot": lambda t, p: (one_hot(t, p),),
+    "mean_squared_error": elementwise(lambda y, t: (y - t) ** 2, lambda y, t: 2 * (y - t)),
+    "mean_absolute_error": elementwise(lambda y, t: np.abs(y - t), lambda y, t: np.sign(y - t)),
+    "huber": elementwise(
+        lambda y, t, d: np.where(np.abs(y - t) <= d, (y - t) ** 2 / 2, d * (np.abs(y - t) - d / 2)),
+        lambda y, t, d: np.where(np.abs(y - t) <= d, y - t, d * np.sign(y - t)),
+    ),
+    "poisson": elementwise(
+        lambda y, t, log_input: np.exp(y) - t * y if log_input else y - t * np.log(y + 1e-8),
+        lambda y, t, log_input: np.exp(y) - t if log_input else 1 - t / (y + 1e-8),
+    ),
+    "binary_cross_entropy": elementwise(
+        lambda z, t, pos: pos * t * np.logaddexp(0, -z) + (1 - t) * np.logaddexp(0, z),
+        lambda z, t, pos: (1 - t) / (1 + np.exp(-z)) - pos * t / (1 + np.exp(z)),
+    ),
     "dense_relu_forward": lambda x, w, b: (np.maximum(product(x, w) + b, 0),),
     "dense_relu_input_grad": relu_input_grad,
     "dense_relu_grads": lambda dz, w, y: (relu_input_grad(dz, w, y)[0], relu_input_grad(dz, w, y)[0].sum(0)[None]),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
-from .numba_math import FAST, divide, exp, exp_shifted, largest, log
+from .numba_math import FAST, divide, exp, exp_shifted, largest, log, sign
 from .numba_products import is_narrow, room, transpose, transposed
 from .ops import Array
 
@@ -40,16 +42,189 @@ def softmax_cross_entropy_backward(p: Array, t: Array, dz: Array) -> None:
         dz[i, t[i]] -= scale
 
 
-def mean_squared_error(y: Array, t: Array, total: Array, dy: Array) -> None:
-    scale = y.dtype.type(2 / y.size)
-    squares = 0.0
-    for i in range(y.shape[0]):
+def soft_softmax_cross_entropy(
+    z: Array,
+    t: Array,
+    weights: Array,
+    class_weight: Array,
+    smoothing: Array,
+    mean: Array,
+    total: Array,
+    cost: Array,
+    dz: Array,
+    scratch: Array,
+) -> None:
+    real, classes = z.dtype.type, z.shape[1]
+    keep, even = real(1 - smoothing[0]), real(smoothing[0] / classes)
+    scale = weigh_targets(t, weights, class_weight, mean, total)
+    vectors, rest = room(scratch, 2, len(z))
+    top, sums = vectors[0], vectors[1]
+    exp_of_rows(z, dz, top, sums, rest)
+    for i in range(len(z)):
+        q_sum, linear = real(0), real(0)
+        for c in range(classes):
+            q = (keep * real(target(t, i, c)) + even) * real(class_weight[c])
+            q_sum += q
+            linear += q * (z[i, c] - top[i]) if q != 0 else real(0)
+        if weights[i] != 0 and q_sum != 0:
+            cost[i] = weights[i] * (q_sum * log(sums[i]) - linear)
+            weight, share = weights[i] * scale, q_sum / sums[i]
+            for c in range(classes):
+                q = (keep * real(target(t, i, c)) + even) * real(class_weight[c])
+                dz[i, c] = weight * (share * dz[i, c] - q)
+        else:
+            cost[i] = 0
+            dz[i] = 0
+        total[0] += cost[i]
+
+
+weighted_softmax_cross_entropy = soft_softmax_cross_entropy  # for labels in place of rows
+
+
+def soft_cross_entropy(
+    p: Array,
+    t: Array,
+    weights: Array,
+    class_weight: Array,
+    smoothing: Array,
+    mean: Array,
+    total: Array,
+    cost: Array,
+    dp: Array,
+) -> None:
+    real, classes = p.dtype.type, p.shape[1]
+    keep, even = real(1 - smoothing[0]), real(smoothing[0] / classes)
+    low, high, tiny = real(1e-7), real(1 - 1e-7), np.finfo(p.dtype).tiny
+    scale = weigh_targets(t, weights, class_weight, mean, total)
+    for i in range(len(p)):
+        weight, sums = weights[i] * scale, real(0)
+        cost[i] = 0
+        for c in range(classes):
+            q = (keep * t[i, c] + even) * real(class_weight[c])
+            clipped = low if p[i, c] < low else high if p[i, c] > high else p[i, c]
+            dp[i, c] = 0
+            if weights[i] != 0 and q != 0:
+                sums -= q * np.log(clipped)
+                dp[i, c] = -weight * q / (tiny if abs(p[i, c]) < tiny else abs(p[i, c]))
+        cost[i] = weights[i] * sums if weights[i] != 0 else real(0)
+        total[0] += cost[i]
+
+
+def one_hot(t: Array, p: Array, rows: Array) -> None:
+    rows[:] = 0
+    for i in range(len(t)):
+        rows[i, t[i]] = 1
+
+
+def mean_squared_error(y: Array, t: Array, weights: Array, mean: Array, total: Array, cost: Array, dy: Array) -> None:
+    scale = weigh_elements(weights, y, mean, total)
+    for i in range(len(y)):
         for j in range(y.shape[1]):
             error = y[i, j] - t[i, j]
-            squares += np.float64(error) * error
-            dy[i, j] = scale * error
-    total[0] += squares
-    total[1] += y.size
+            costs = np.float64(weights[i]) * error * error
+            dy[i, j] = weights[i] * scale * 2 * error
+            cost[i, j] = costs
+            total[0] += costs
+
+
+def mean_absolute_error(y: Array, t: Array, weights: Array, mean: Array, total: Array, cost: Array, dy: Array) -> None:
+    scale = weigh_elements(weights, y, mean, total)
+    for i in range(len(y)):
+        for j in range(y.shape[1]):
+            error = y[i, j] - t[i, j]
+            costs = np.float64(weights[i]) * abs(error)
+            dy[i, j] = weights[i] * scale * sign(error)
+            cost[i, j] = costs
+            total[0] += costs
+
+
+def huber(y: Array, t: Array, weights: Array, delta: Array, mean: Array, total: Array, cost: Array, dy: Array) -> None:
+    scale = weigh_elements(weights, y, mean, total)
+    for i in range(len(y)):
+        for j in range(y.shape[1]):
+            # with the slope e up to delta, and +-delta beyond, both branches are slope * (e - slope / 2)
+            error, end = np.float64(y[i, j] - t[i, j]), delta[0]
+            slope = end if error > end else -end if error < -end else error
+            costs = weights[i] * slope * (error - slope / 2)
+            dy[i, j] = weights[i] * scale * slope
+            cost[i, j] = costs
+            total[0] += costs
+
+
+def poisson(
+    y: Array, t: Array, weights: Array, log_input: Array, mean: Array, total: Array, cost: Array, dy: Array
+) -> None:
+    scale, small = weigh_elements(weights, y, mean, total), y.dtype.type(1e-8)
+    for i in range(len(y)):
+        for j in range(y.shape[1]):
+            if log_input[0]:
+                rate, log_rate, slope = np.exp(y[i, j]), y[i, j], np.exp(y[i, j]) - t[i, j]
+            else:
+                rate, log_rate, slope = y[i, j], np.log(y[i, j] + small), 1 - t[i, j] / (y[i, j] + small)
+            costs = np.float64(weights[i]) * (rate - t[i, j] * log_rate)
+            dy[i, j] = weights[i] * scale * slope
+            cost[i, j] = costs
+            total[0] += costs
+
+
+def binary_cross_entropy(
+    y: Array, t: Array, weights: Array, pos_weight: Array, mean: Array, total: Array, cost: Array, dy: Array
+) -> None:
+    scale = weigh_elements(weights, y, mean, total)
+    for i in range(len(y)):
+        for j in range(y.shape[1]):
+            z, real = y[i, j], y.dtype.type
+            one, zeros, ones = real(1), real(1 - t[i, j]), real(pos_weight[j]) * t[i, j]
+            e = exp(-abs(z))  # never above 1
+            rest, far, near = log(one + e), one / (one + e), e / (one + e)
+            # log(1 + exp(z)) where t is 0, log(1 + exp(-z)) where t is 1; the slope of the first is 1 / (1 + exp(-z))
+            up, down, sigmoid, other = (rest + z, rest, far, near) if z > 0 else (rest, rest - z, near, far)
+            costs = np.float64(weights[i]) * (zeros * up + ones * down)
+            dy[i, j] = weights[i] * scale * (zeros * sigmoid - ones * other)
+            cost[i, j] = costs
+            total[0] += costs
+
+
+@njit(**FAST)
+def inverse(weight: Any, mean: Array) -> Any:
+    """What gradients are multiplied by."""
+    return 1.0 if mean[0] == 0 else 1 / weight if weight != 0 else 0.0
+
+
+@njit(**FAST)
+def weigh_elements(weights: Array, y: Array, mean: Array, total: Array) -> Any:
+    """Add up the elements' weights; returns what gradients are multiplied by."""
+    weight = 0.0
+    for i in range(len(weights)):
+        weight += weights[i]
+    weight *= y.shape[1]
+    total[1] += weight
+    return y.dtype.type(inverse(weight, mean))
+
+
+@njit(**FAST)
+def target(t: Array, i: int, c: int) -> Any:
+    """Whether, or how much, row i belongs to class c."""
+    if t.ndim == 1:
+        return t[i] == c
+    else:  # noqa: RET505  Numba drops the branch that does not fit t
+        return t[i, c]
+
+
+@njit(**FAST)
+def weigh_targets(t: Array, weights: Array, class_weight: Array, mean: Array, total: Array) -> Any:
+    """Add up the rows' weights; returns what gradients are multiplied by."""
+    weight = 0.0
+    for i in range(len(t)):
+        share = 0.0
+        if t.ndim == 1:
+            share = class_weight[t[i]]
+        else:
+            for c in range(len(class_weight)):
+                share += class_weight[c] * t[i, c]
+        weight += share * weights[i]
+    total[1] += weight
+    return weights.dtype.type(inverse(weight, mean))
 
 
 @njit(**FAST)
@@ -80,18 +255,10 @@ def cross_entropy_by_class(zt: Array, t: Array, total: Array, scratch: Array) ->
     real = zt.dtype.type
     rows, _ = room(scratch, 3, batch)
     top, target, sum_exp = rows[0], rows[1], rows[2]
-    for i in range(batch):
-        top[i] = zt[0, i]
-        sum_exp[i] = 0
-    for c in range(1, classes):
-        for i in range(batch):
-            top[i] = max(top[i], zt[c, i])
+    largest_by_class(zt, top)
     for i in range(batch):
         target[i] = zt[t[i], i] - top[i]
-    for c in range(classes):
-        for i in range(batch):
-            zt[c, i] = exp(zt[c, i] - top[i])
-            sum_exp[i] += zt[c, i]
+    exp_by_class(zt, top, sum_exp)
     loss = 0.0
     for i in range(batch):
         loss += log(sum_exp[i]) - target[i]
@@ -103,3 +270,36 @@ def cross_entropy_by_class(zt: Array, t: Array, total: Array, scratch: Array) ->
         zt[t[i], i] -= real(1) / real(batch)
     total[0] += loss
     total[1] += batch
+
+
+@njit(**FAST)
+def largest_by_class(zt: Array, top: Array) -> None:
+    for i in range(zt.shape[1]):
+        top[i] = zt[0, i]
+    for c in range(1, zt.shape[0]):
+        for i in range(zt.shape[1]):
+            top[i] = max(top[i], zt[c, i])
+
+
+@njit(**FAST)
+def exp_by_class(zt: Array, top: Array, sums: Array) -> None:
+    for i in range(zt.shape[1]):
+        sums[i] = 0
+    for c in range(zt.shape[0]):
+        for i in range(zt.shape[1]):
+            zt[c, i] = exp(zt[c, i] - top[i])
+            sums[i] += zt[c, i]
+
+
+@njit(**FAST)
+def exp_of_rows(z: Array, e: Array, top: Array, sums: Array, scratch: Array) -> None:
+    """e = exp(z - top), for the largest number and the sum of each row."""
+    if is_narrow(z):
+        zt, _ = transposed(z, scratch)
+        largest_by_class(zt, top)
+        exp_by_class(zt, top, sums)
+        transpose(zt, e)
+    else:
+        for i in range(len(z)):
+            top[i] = largest(z[i])
+            sums[i] = exp_shifted(z[i], e[i])

@@ -19,6 +19,7 @@ allocation, lowering, tests, benchmarks.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -74,6 +75,10 @@ class Arg(NamedTuple):
         return type_of_kind.get(self.kind, floats)
 
 
+def several_matrices(d: Mapping[str, int]) -> int:
+    return 6 * math.prod(sorted(d.values())[-2:])
+
+
 class Op:
     """A row of the contract.
 
@@ -89,6 +94,8 @@ class Op:
         How to draw an argument for checks and benchmarks, by its name, where `USUAL` does not say it.
     rtol : mapping
         Relative tolerance against a float64 reference, by the size of the float type in bytes.
+    room : callable
+        How many numbers a kernel may keep in between, from the sizes of the op's dimensions.
     """
 
     def __init__(
@@ -98,8 +105,9 @@ class Op:
         flops: Callable[[Mapping[str, int]], int] = lambda d: 0,
         samples: Mapping[str, Sampler] | None = None,
         rtol: Mapping[int, float] | None = None,
+        room: Callable[[Mapping[str, int]], int] = several_matrices,
     ) -> None:
-        self.name, self.signature, self.flops = name, signature, flops
+        self.name, self.signature, self.flops, self.room = name, signature, flops, room
         self.samples, self.rtol = samples or {}, rtol or {4: 1e-5, 8: 1e-12}
         inputs, _, outputs = signature.partition("->")
         self.inputs = tuple(map(Arg.parse, inputs.split()))
@@ -227,4 +235,11 @@ USUAL: dict[str, Sampler] = {
     "weight_decay": constant(0.2),
     "alpha": constant(0.9),
     "centered": flag,
+    "weights": uniform,
+    "class_weight": uniform,
+    "pos_weight": uniform,
+    "smoothing": constant(0.1),
+    "mean": flag,
+    "delta": constant(0.7),
+    "log_input": flag,
 }

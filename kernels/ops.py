@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .op import Arg, Array, Op, constant, flag, normal, order, rectified, small, uniform
+from .op import Arg, Array, Op, constant, flag, normal, order, probabilities, rectified, small, uniform
 
 __all__ = ["OPS", "Arg", "Array", "Op"]
 
@@ -16,6 +16,11 @@ def _product(d: Mapping[str, int]) -> int:
 def _per_element(n: int) -> Callable[[Mapping[str, int]], int]:
     """`n` operations for each element of the op's largest argument."""
     return lambda d: n * d.get("B", 1) * d.get("N", 1) * d.get("P", 1)
+
+
+def _of_rows(d: Mapping[str, int]) -> int:
+    """Room for some rows at a time, or for all of them if they are short: wide ones are never copied whole."""
+    return 24 * d["B"] + 4 * max(d["N"], 1 << 15)
 
 
 OPS: dict[str, Op] = {
@@ -45,17 +50,51 @@ OPS: dict[str, Op] = {
         Op("softmax_backward", "dp:f[B,N] p:f[B,N] -> dz:f[B,N]", _per_element(4)),
         Op("add", "x:f[B,N] y:f[B,N] -> z:f[B,N]", _per_element(1)),
         Op("scale", "x:f[B,N] factor:s[1] -> y:f[B,N]", _per_element(1)),
-        # losses: total[0] += the sum of the rows' losses, total[1] += what their mean is divided by
+        # losses: total[0] += the sum of the rows' losses, total[1] += what their mean is divided by; the gradient is that
+        # of this mean or, where an op takes mean = 0, of the sum
         Op("cross_entropy_forward", "p:f[B,N] t:i[B]<N total!:s[2] -> cost:f[B]", lambda d: 2 * d["B"]),
         Op("cross_entropy_backward", "p:f[B,N] t:i[B]<N -> dp:f[B,N]", lambda d: 2 * d["B"]),
-        Op("softmax_cross_entropy", "z:f[B,N] t:i[B]<N total!:s[2] -> dz:f[B,N]", _per_element(6)),
+        Op("softmax_cross_entropy", "z:f[B,N] t:i[B]<N total!:s[2] -> dz:f[B,N]", _per_element(6), room=_of_rows),
         Op("softmax_cross_entropy_backward", "p:f[B,N] t:i[B]<N -> dz:f[B,N]", _per_element(1)),
         Op(
-            "mean_squared_error",
-            "y:f[B,N] t:f[B,N] total!:s[2] -> dy:f[B,N]",
-            _per_element(4),
-            {"y": normal, "t": normal},
+            "weighted_softmax_cross_entropy",
+            "z:f[B,N] t:i[B]<N weights:f[B] class_weight:s[N] smoothing:s[1] mean:s[1] total!:s[2]"
+            " -> cost:f[B] dz:f[B,N]",
+            _per_element(8),
+            room=_of_rows,
         ),
+        Op(
+            "soft_softmax_cross_entropy",
+            "z:f[B,N] t:f[B,N] weights:f[B] class_weight:s[N] smoothing:s[1] mean:s[1] total!:s[2]"
+            " -> cost:f[B] dz:f[B,N]",
+            _per_element(10),
+            {"t": probabilities},
+            room=_of_rows,
+        ),
+        Op(
+            "soft_cross_entropy",
+            "p:f[B,N] t:f[B,N] weights:f[B] class_weight:s[N] smoothing:s[1] mean:s[1] total!:s[2]"
+            " -> cost:f[B] dp:f[B,N]",
+            _per_element(8),
+            {"t": probabilities},
+            room=_of_rows,
+        ),
+        Op("one_hot", "t:i[B]<N p:f[B,N] -> rows:f[B,N]"),
+        *[
+            Op(
+                name,
+                f"y:f[B,N] t:f[B,N] weights:f[B] {settings}mean:s[1] total!:s[2] -> cost:f[B,N] dy:f[B,N]",
+                _per_element(6),
+                {"y": normal, "t": sample},
+            )
+            for name, settings, sample in [
+                ("mean_squared_error", "", normal),
+                ("mean_absolute_error", "", normal),
+                ("huber", "delta:s[1] ", normal),
+                ("poisson", "log_input:s[1] ", uniform),
+                ("binary_cross_entropy", "pos_weight:s[N] ", flag),
+            ]
+        ],
         # two or three of the above in one; `fusion.RULES` says which
         Op("dense_relu_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> y:f[B,N]", _product),
         Op("dense_relu_input_grad", "dz:f[B,N] w:f[K,N] y:f[B,K] -> dx:f[B,K]", _product),
