@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .callbacks import EarlyStopping as EarlyStopping
     from .conformance import Report as Report
     from .conformance import check as check
+    from .cross_entropy import CategoricalCrossEntropy as CategoricalCrossEntropy
+    from .cross_entropy import SoftmaxCrossEntropy as SoftmaxCrossEntropy
     from .data import spiral_data as spiral_data
     from .files import load as load
     from .kernels.engine import DTypeError as DTypeError
@@ -34,10 +36,12 @@ if TYPE_CHECKING:
     from .layers import Parameter as Parameter
     from .layers import ReLU as ReLU
     from .layers import Softmax as Softmax
-    from .losses import CategoricalCrossEntropy as CategoricalCrossEntropy
+    from .losses import BinaryCrossEntropy as BinaryCrossEntropy
+    from .losses import Huber as Huber
     from .losses import Loss as Loss
+    from .losses import MeanAbsoluteError as MeanAbsoluteError
     from .losses import MeanSquaredError as MeanSquaredError
-    from .losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
+    from .losses import Poisson as Poisson
     from .model import Gradients as Gradients
     from .model import Sequential as Sequential
     from .optim import SGD as SGD
@@ -66,11 +70,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "conformance": ["Report", "check"],
     "callbacks": ["Callback", "EarlyStopping"],
+    "cross_entropy": ["CategoricalCrossEntropy", "SoftmaxCrossEntropy"],
     "data": ["spiral_data"],
     "files": ["load"],
     "kernels.engine": ["DTypeError", "Engine"],
     "layers": ["Dense", "Dropout", "Layer", "Parameter", "ReLU", "Softmax"],
-    "losses": ["CategoricalCrossEntropy", "Loss", "MeanSquaredError", "SoftmaxCrossEntropy"],
+    "losses": ["BinaryCrossEntropy", "Huber", "Loss", "MeanAbsoluteError", "MeanSquaredError", "Poisson"],
     "model": ["Gradients", "Sequential"],
     "optim": ["SGD", "Adam", "AdamW", "Lion", "Optimizer", "RMSprop"],
     "schedules": [

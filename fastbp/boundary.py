@@ -18,10 +18,12 @@ __all__ = [
     "as_flag",
     "as_float_type",
     "as_labels",
+    "as_metrics",
     "as_number",
+    "as_samples",
     "as_values",
+    "as_weights",
 ]
-__all__ = ["as_count", "as_features", "as_float_type", "as_labels", "as_metrics", "as_samples", "as_values"]
 
 _ELEMENTS_AT_A_TIME = 1 << 20
 
@@ -45,30 +47,60 @@ def as_values(y: Any, rows: int, width: int, name: str = "y", dtype: Any = np.fl
     return as_features(array, width, name, dtype)
 
 
-def as_labels(y: Any, rows: int, classes: int, name: str = "y") -> Array:
-    """Check labels, shape (rows,), or one-hot rows, shape (rows, classes); returns int64 labels."""
+def as_labels(
+    y: Any, rows: int, classes: int, name: str = "y", ignore_index: int | None = None, dtype: Any = np.float64
+) -> tuple[Array, Array]:
+    """Check labels, shape (rows,), or rows, shape (rows, classes), one-hot or probabilities.
+
+    Returns
+    -------
+    targets : array
+        int64 labels, shape (rows,), or rows that `dtype` can hold, shape (rows, classes), where they are not one-hot.
+    ignored : array of bool, shape (rows,)
+        Where the label is `ignore_index`; the targets have class 0 there.
+    """
     try:
         array = real_array(y, name)
     except DTypeError as error:
         raise DTypeError(f"{error}; np.unique(labels, return_inverse=True) numbers labels of any kind") from error
     if array.shape == (rows, classes) and array.ndim == 2:
-        if not (((array == 0) | (array == 1)).all() and (array.sum(axis=1) == 1).all()):
-            raise ValueError(f"{name} of two dimensions must hold one-hot rows: one 1 in each, otherwise 0")
-        from_rows: Array = np.argmax(array, axis=1).astype(np.int64)
-        return from_rows
+        _check_finite(array, name, dtype)
+        if array.min() < 0:
+            raise ValueError(f"{name} of two dimensions must hold one-hot rows or probabilities, got {array.min()}")
+        if (array.max(axis=1) != array.sum(axis=1)).any() or (array.max(axis=1) != 1).any():
+            ignored = np.zeros(rows, bool)
+            if ignore_index is not None and 0 <= ignore_index < classes:
+                ignored = (array[:, ignore_index] > 0) & (array[:, ignore_index] == array.sum(axis=1))
+            return native(array), ignored
+        array = np.argmax(array, axis=1)
     if array.shape != (rows,):
         hint = f"; use {name}.ravel()" if array.shape == (rows, 1) else ""
         raise ValueError(
-            f"{name} must hold {rows} labels, shape ({rows},), or one-hot rows, shape ({rows}, {classes}); "
+            f"{name} must hold {rows} labels, shape ({rows},), or rows of shape ({rows}, {classes}); "
             f"got {array.shape}{hint}"
         )
     _check_finite(array, name)
     if array.dtype.kind == "f" and (fractional := array != np.floor(array)).any():
         raise ValueError(f"{name} must hold whole numbers, got {array[fractional][0]}")
-    for extreme in (array.min(), array.max()):
+    ignored = np.zeros(rows, bool) if ignore_index is None else array == ignore_index
+    labels = np.where(ignored, 0, array) if ignored.any() else array
+    for extreme in (labels.min(), labels.max()):
         if not 0 <= extreme < classes:
             raise ValueError(f"{name} must hold labels from 0 to {classes - 1}, got {extreme}")
-    return array.astype(np.int64, copy=False)
+    return labels.astype(np.int64, copy=False), ignored
+
+
+def as_weights(sample_weight: Any, rows: int, name: str = "sample_weight") -> Array | None:
+    """Check how much each row counts, shape (rows,); None stays."""
+    if sample_weight is None:
+        return None
+    array = real_array(sample_weight, name)
+    if array.shape != (rows,):
+        raise ValueError(f"{name} must hold {rows} numbers, shape ({rows},), got {array.shape}")
+    _check_finite(array, name, np.float32)
+    if array.min() < 0:
+        raise ValueError(f"{name} must hold numbers of at least 0, got {array.min()}")
+    return native(array)
 
 
 def as_count(value: Any, name: str, least: int = 1) -> int:

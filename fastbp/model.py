@@ -118,7 +118,7 @@ class Sequential(Network):
         sample_weight : array, shape (rows,), optional
             How often each row counts.
         class_weight : array of shape (classes,), dict or "balanced", optional
-            In place of the loss's; "balanced" is rows / (classes * rows of the class).
+            In place of the loss's; "balanced" is rows / (classes * rows of the class), rows counted by their weights.
         validation_data : (X, y) or (X, y, sample_weight), optional
             Evaluated after each epoch, into `history`.
         metrics : sequence or dict of functions, optional
@@ -250,7 +250,7 @@ class Sequential(Network):
             yield trainer
 
     def predict(self, X: Any) -> Array:
-        """Class labels where the loss is one for classes, otherwise the outputs.
+        """What the loss makes of the outputs: class labels where it is one for classes, numbers in the units of y.
 
         Parameters
         ----------
@@ -261,7 +261,7 @@ class Sequential(Network):
         array, shape (rows,) of int64, or (rows, outputs)
         """
         outputs = self._outputs(self._features_of(X))
-        return outputs.argmax(axis=1) if self.loss is not None and self.loss.classifies else outputs
+        return outputs if self.loss is None else self.loss.decide(outputs)
 
     def predict_proba(self, X: Any) -> Array:
         """Class probabilities, shape (rows, classes)."""
@@ -373,7 +373,7 @@ class Sequential(Network):
             loss = self._loss_with(None if isinstance(class_weight, str) else class_weight)
             data = self._checked(X, y, sample_weight, loss=loss)
             if isinstance(class_weight, str):
-                loss = self._loss_with(_balanced(class_weight, data.y))
+                loss = self._loss_with(_balanced(class_weight, data))
             return data, lambda: iter([]), loss
         if hasattr(X, "shape") or hasattr(X, "dtypes") or not (callable(X) or isinstance(X, Iterable)):
             raise ValueError("y must hold real numbers, got None; only batches, an iterable of (X, y), need no y")
@@ -437,12 +437,13 @@ def _copied(layer: Layer) -> Layer:
     return layer.twin(**{name: layer.__dict__[name].copy() for name in layer.state}, **inner)
 
 
-def _balanced(class_weight: str, y: Array) -> dict[int, float]:
+def _balanced(class_weight: str, data: Data) -> dict[int, float]:
     """Class weights that make all classes count the same."""
-    if class_weight != "balanced" or y.ndim != 1:
+    if class_weight != "balanced" or data.y.ndim != 1:
         raise ValueError(f"class_weight must be numbers, or 'balanced' with labels, got {class_weight!r}")
-    labels, counts = np.unique(y, return_counts=True)
-    return {int(label): len(y) / (len(labels) * int(count)) for label, count in zip(labels, counts, strict=True)}
+    counts = np.bincount(data.y, data.weights)
+    labels = np.flatnonzero(counts)
+    return {int(label): float(counts.sum() / (len(labels) * counts[label])) for label in labels}
 
 
 def _needed(name: str, part: P | None) -> P:

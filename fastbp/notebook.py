@@ -122,4 +122,7 @@ class ActivationSoftmaxCost:
 def _checked(engine: Engine, probabilities: Any, y_true: Any) -> tuple[Array, Array]:
     array = engine.asarray(probabilities)
     rows, classes = array.shape
-    return array, as_labels(y_true, rows, classes, "y_true")
+    targets, _ = as_labels(y_true, rows, classes, "y_true")
+    if targets.ndim == 2:
+        raise ValueError("y_true of two dimensions must hold one-hot rows: one 1 in each, otherwise 0")
+    return array, targets

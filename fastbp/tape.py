@@ -104,6 +104,10 @@ class Recorder(OpCaller):
         """Numbers for an op's ``s`` arguments, fixed for as long as the recording lives."""
         return self.adopt(self.engine.scalar(*values))
 
+    def vector(self, values: Any) -> Any:
+        """Numbers of the float type, fixed for as long as the recording lives."""
+        return self.adopt(self.engine.asarray(np.asarray(values, np.float64), self.dtype))
+
     def adopt(self, array: Array) -> Any:
         """The handle of engine memory that outlives the recording: a parameter or state."""
         if id(array) not in self._adopted:

@@ -97,7 +97,7 @@ class Engine(OpCaller):
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         """`x` in this engine's memory, C-contiguous and aligned; not copied where it is so already."""
-        array: Array = np.require(real_array(x), dtype, "CA")
+        array: Array = np.require(real_array(x), dtype, ["C", "A"])
         return array
 
     def table(self, x: Array) -> Array:
@@ -132,6 +132,10 @@ class Engine(OpCaller):
     def scalar(self, *values: float) -> Array:
         """Numbers for an op's ``s`` arguments."""
         return self.asarray(np.array(values, np.float64))
+
+    def vector(self, values: Sequence[float] | Array) -> Array:
+        """Numbers for an op's ``f`` argument of one dimension."""
+        return self.asarray(np.asarray(values, np.float64))
 
     def load_libraries(self) -> None:
         """Load now what would be loaded when it is first needed."""

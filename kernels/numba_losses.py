@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .numba_math import FAST, divide, exp, exp_shifted, largest, log, sign
+from .numba_math import FAST, divide, exp, exp_shifted, largest, log, log1p, sign
 from .numba_products import is_narrow, room, transpose, transposed
 from .ops import Array
 
@@ -176,7 +176,7 @@ def binary_cross_entropy(
             z, real = y[i, j], y.dtype.type
             one, zeros, ones = real(1), real(1 - t[i, j]), real(pos_weight[j]) * t[i, j]
             e = exp(-abs(z))  # never above 1
-            rest, far, near = log(one + e), one / (one + e), e / (one + e)
+            rest, far, near = log1p(e), one / (one + e), e / (one + e)
             # log(1 + exp(z)) where t is 0, log(1 + exp(-z)) where t is 1; the slope of the first is 1 / (1 + exp(-z))
             up, down, sigmoid, other = (rest + z, rest, far, near) if z > 0 else (rest, rest - z, near, far)
             costs = np.float64(weights[i]) * (zeros * up + ones * down)
@@ -207,7 +207,7 @@ def target(t: Array, i: int, c: int) -> Any:
     """Whether, or how much, row i belongs to class c."""
     if t.ndim == 1:
         return t[i] == c
-    else:  # noqa: RET505  Numba drops the branch that does not fit t
+    else:
         return t[i, c]
 
 

@@ -11,7 +11,7 @@ from numba.extending import intrinsic, overload
 
 from .ops import Array
 
-__all__ = ["FAST", "divide", "exp", "exp_shifted", "largest", "log", "philox", "sign"]
+__all__ = ["FAST", "divide", "exp", "exp_shifted", "largest", "log", "log1p", "philox", "sign"]
 
 # Kernels may reassociate sums, never assume finite values: with full fastmath, isfinite(NaN) compiles to False.
 FAST: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}
@@ -25,6 +25,11 @@ def exp(x: Any) -> Any:
 def log(x: Any) -> Any:
     """The natural logarithm of x >= 1, without a call."""
     return np.log(x)
+
+
+def log1p(x: Any) -> Any:
+    """log(1 + x) for x from 0 to 1, without a call, as exact for small x as for large."""
+    return np.log1p(x)
 
 
 def number_format(real: Any) -> Any:
@@ -75,6 +80,22 @@ def log_overload(x: Any) -> Any:
         return y * s + real(n) * ln2 if x < infinity else x
 
     return log
+
+
+@overload(log1p)
+def log1p_overload(x: Any) -> Any:
+    real = number_format(x)[0]
+    series = tuple(real(2 / (2 * n + 1)) for n in reversed(range(8 if real == np.float32 else 17)))
+    two, zero = real(2), real(0)
+
+    def log1p(x: Any) -> Any:
+        s = x / (two + x)  # log(1 + x) = 2 * artanh(s), with s up to 1/3
+        y = zero
+        for term in series:
+            y = y * (s * s) + term
+        return y * s
+
+    return log1p
 
 
 @njit(**FAST)

@@ -50,8 +50,8 @@ OPS: dict[str, Op] = {
         Op("softmax_backward", "dp:f[B,N] p:f[B,N] -> dz:f[B,N]", _per_element(4)),
         Op("add", "x:f[B,N] y:f[B,N] -> z:f[B,N]", _per_element(1)),
         Op("scale", "x:f[B,N] factor:s[1] -> y:f[B,N]", _per_element(1)),
-        # losses: total[0] += the sum of the rows' losses, total[1] += what their mean is divided by; the gradient is that
-        # of this mean or, where an op takes mean = 0, of the sum
+        # losses: total[0] += the sum of the rows' losses, total[1] += what their mean is divided by; the gradient is
+        # that of this mean or, where an op takes mean = 0, of the sum
         Op("cross_entropy_forward", "p:f[B,N] t:i[B]<N total!:s[2] -> cost:f[B]", lambda d: 2 * d["B"]),
         Op("cross_entropy_backward", "p:f[B,N] t:i[B]<N -> dp:f[B,N]", lambda d: 2 * d["B"]),
         Op("softmax_cross_entropy", "z:f[B,N] t:i[B]<N total!:s[2] -> dz:f[B,N]", _per_element(6), room=_of_rows),

@@ -40,7 +40,7 @@ BAD_X = {
     "text itself": ("digits", "X must hold real numbers, got dtype <U6"),
 }
 BAD_Y = {
-    "another length": (Y[:7], r"y must hold 20 labels, shape \(20,\), or one-hot rows, shape \(20, 3\); got \(7,\)"),
+    "another length": (Y[:7], r"y must hold 20 labels, shape \(20,\), or rows of shape \(20, 3\); got \(7,\)"),
     "column": (Y[:, None], r"y must hold 20 labels, .*got \(20, 1\)"),
     "number": (1, r"y must hold 20 labels, .*got \(\)"),
     "empty": (Y[:0], r"y must hold 20 labels, .*got \(0,\)"),
@@ -54,8 +54,8 @@ BAD_Y = {
     "names": (Y.astype(str), "y must hold real numbers, got dtype <U21"),
     "object": (Y.astype(object), "y must hold real numbers, got dtype object"),
     "masked": (np.ma.masked_array(Y), "y is a masked array"),
-    "soft rows": (np.full((20, 3), 1 / 3), "y of two dimensions must hold one-hot rows"),
-    "rows of two": (np.ones((20, 3)), "y of two dimensions must hold one-hot rows"),
+    "negative rows": (np.full((20, 3), -0.5), "y of two dimensions must hold one-hot rows or probabilities, got -0.5"),
+    "rows of nan": (np.full((20, 3), np.nan), r"y must hold finite .*numbers, got nan at \(0, 0\)"),
     "too many classes": (np.eye(4)[Y], r"y must hold 20 labels, .*got \(20, 4\)"),
     "ragged": ([[0], [0, 1]], "y must .*"),
     "nothing": (None, "y must hold real numbers, got (dtype object|None)"),

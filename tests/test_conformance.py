@@ -127,6 +127,8 @@ def test_the_wrapping_alone_breaks_nothing(op):
 def test_a_fault_in_an_op_is_found(op, spoil):
     if spoil is nan_is_swallowed and not any(arg.kind in "fa" for arg in op.inputs):
         pytest.skip("an op of integers")
+    if spoil in (nan_is_swallowed, computed_in_half_precision) and op.name == "one_hot":
+        pytest.skip("an op that writes 0 and 1")
     written = [*(arg for arg in op.inputs if arg.inplace), *op.outputs]
     if spoil is rows_are_swapped and all(arg.dims == ("1",) for arg in written):
         pytest.skip("an op that writes single numbers")

@@ -147,6 +147,94 @@ def test_accumulated_batches_are_one_large_batch(engine, batch_size, accumulate)
     np.testing.assert_allclose(model.history["loss"], large.history["loss"], rtol=1e-12)
 
 
+def weighted_fit(engine, X, y, *, loss=None, **options):
+    """A model after a few steps on all rows at once."""
+    model = small_model(engine, optimizer=fastbp.SGD(0.1), loss=loss or fastbp.SoftmaxCrossEntropy())
+    return model.fit(X, y, epochs=3, batch_size=len(X), shuffle=False, **options)
+
+
+def test_a_sample_weight_in_fit_is_a_repeat_count(engine):
+    X, y = small_data(20)
+    times = np.arange(20) % 4
+    models = [
+        weighted_fit(engine, X, y, sample_weight=times),
+        weighted_fit(engine, np.repeat(X, times, axis=0), np.repeat(y, times)),
+    ]
+    assert_same_parameters(*models)
+    np.testing.assert_allclose(models[0].history["loss"], models[1].history["loss"], rtol=1e-12)
+    scores = models[0].evaluate(X, y, sample_weight=times)
+    assert scores == pytest.approx(models[1].evaluate(np.repeat(X, times, axis=0), np.repeat(y, times)))
+
+
+def test_class_weight_in_fit_stands_in_for_the_losss(engine):
+    X, y = small_data(20)
+    weights = [0.5, 2.0, 1.0]
+    expected = weighted_fit(engine, X, y, loss=fastbp.SoftmaxCrossEntropy(weights))
+    loss = fastbp.SoftmaxCrossEntropy([9, 9, 1])
+    for given in (weights, np.array(weights), {0: 0.5, 1: 2}):
+        assert_same_parameters(weighted_fit(engine, X, y, loss=loss, class_weight=given), expected)
+    assert loss.class_weight == (9, 9, 1)
+    assert_same_parameters(weighted_fit(engine, X, y, sample_weight=np.array(weights)[y]), expected)
+
+
+def test_balanced_classes_count_the_same(engine):
+    X, y = small_data(20)
+    y[:] = np.repeat([0, 1, 2], [14, 4, 2])
+    y[0], weights = -1, np.ones(20)
+    weights[1] = 3
+    loss = fastbp.SoftmaxCrossEntropy(ignore_index=-1)
+    balanced = weighted_fit(engine, X, y, loss=loss, class_weight="balanced", sample_weight=weights)
+    counts = np.array([15, 4, 2])
+    assert_same_parameters(
+        balanced, weighted_fit(engine, X, y, loss=loss, class_weight=21 / (3 * counts), sample_weight=weights)
+    )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_accumulated_batches_with_weights_are_one_large_batch(engine, reduction):
+    X, y = small_data(20)
+    loss = fastbp.SoftmaxCrossEntropy({1: 3.0}, label_smoothing=0.1, reduction=reduction)
+    weights = np.arange(20) % 3
+    whole = weighted_fit(engine, X, y, loss=loss, sample_weight=weights)
+    pieces = small_model(engine, optimizer=fastbp.SGD(0.1), loss=loss)
+    pieces.fit(X, y, epochs=3, batch_size=6, accumulate=4, shuffle=False, sample_weight=weights)
+    assert_same_parameters(whole, pieces)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_soft_targets_train_as_the_losss_gradient_says(engine, reduction, rng):
+    X, _ = small_data(12)
+    rows = rng.dirichlet(np.ones(3), 12)
+    model = small_model(engine, optimizer=fastbp.SGD(0.01), loss=fastbp.SoftmaxCrossEntropy(reduction=reduction))
+    expected = {
+        f"{i}.{name}": getattr(layer, name) - 0.01 * gradient
+        for i, (layer, gradients) in enumerate(zip(model.layers, model.gradients(X, rows).layers, strict=True))
+        for name, gradient in gradients.items()
+    }
+    loss = model.train_on_batch(X, rows)
+    assert_same_parameters(model, expected)
+    costs = -rows * np.log(small_model(engine).predict_proba(X))
+    assert loss == pytest.approx(costs.sum() / (12 if reduction == "mean" else 1), rel=1e-12)
+    assert model.evaluate(X, rows)["accuracy"] == model.evaluate(X, rows.argmax(axis=1))["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"sample_weight": [1, 2]}, ValueError, r"sample_weight must hold 20 numbers, shape \(20,\), got \(2,\)"),
+        ({"class_weight": [1, 2]}, ValueError, "class_weight must hold 3 numbers, one for each class, got 2"),
+        ({"class_weight": "even"}, ValueError, "class_weight must be numbers, or 'balanced' with labels, got 'even'"),
+        ({"class_weight": {0: "much"}}, TypeError, r"class_weight\[0\] must be a number, got 'much'"),
+    ],
+)
+def test_bad_weights_change_nothing(options, error, match):
+    model = small_model()
+    before = state_of(model)
+    with pytest.raises(error, match=match):
+        model.fit(*small_data(20), epochs=1, **options)
+    assert state_of(model) == before
+
+
 def test_batches_are_trained_as_they_come(engine):
     model, expected = small_model(engine), small_model(engine)
     batches = [(X[i : i + 16], Y[i : i + 16]) for i in range(0, 50, 16)]
