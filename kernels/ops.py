@@ -85,14 +85,14 @@ OPS: dict[str, Op] = {
                 name,
                 f"y:f[B,N] t:f[B,N] weights:f[B] {settings}mean:s[1] total!:s[2] -> cost:f[B,N] dy:f[B,N]",
                 _per_element(6),
-                {"y": normal, "t": sample},
+                {"y": outputs, "t": targets},
             )
-            for name, settings, sample in [
-                ("mean_squared_error", "", normal),
-                ("mean_absolute_error", "", normal),
-                ("huber", "delta:s[1] ", normal),
-                ("poisson", "log_input:s[1] ", uniform),
-                ("binary_cross_entropy", "pos_weight:s[N] ", flag),
+            for name, settings, outputs, targets in [
+                ("mean_squared_error", "", normal, normal),
+                ("mean_absolute_error", "", normal, normal),
+                ("huber", "delta:s[1] ", normal, normal),
+                ("poisson", "log_input:s[1] ", uniform, uniform),
+                ("binary_cross_entropy", "pos_weight:s[N] ", normal, flag),
             ]
         ],
         # two or three of the above in one; `fusion.RULES` says which
