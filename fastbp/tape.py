@@ -108,6 +108,10 @@ class Recorder(OpCaller):
         """Numbers of the float type, fixed for as long as the recording lives."""
         return self.adopt(self.engine.asarray(np.asarray(values, np.float64), self.dtype))
 
+    def integers(self, *values: int) -> Any:
+        """Numbers for an op's ``i`` arguments, fixed as those of `scalar` are."""
+        return self.adopt(self.engine.integers(*values))
+
     def adopt(self, array: Array) -> Any:
         """The handle of engine memory that outlives the recording: a parameter or state."""
         if id(array) not in self._adopted:

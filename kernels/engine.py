@@ -137,6 +137,10 @@ class Engine(OpCaller):
         """Numbers for an op's ``f`` argument of one dimension."""
         return self.asarray(np.asarray(values, np.float64))
 
+    def integers(self, *values: int) -> Array:
+        """Numbers for an op's ``i`` arguments."""
+        return self.asarray(np.array(values, np.int64))
+
     def load_libraries(self) -> None:
         """Load now what would be loaded when it is first needed."""
 

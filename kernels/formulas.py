@@ -169,6 +169,63 @@ def l2_loss(
     return g + alpha / count * p, np.zeros(2), total + rows * np.array([loss[0], 1])
 
 
+def layer_norm(x: Array, w: Array, b: Array, eps: Array) -> tuple[Array, ...]:
+    scale = 1 / np.sqrt(x.var(1) + eps)
+    normal = (x - x.mean(1, keepdims=True)) * scale[:, None]
+    return normal * w + b, normal, scale
+
+
+def layer_norm_backward(dy: Array, w: Array, normal: Array, scale: Array) -> tuple[Array, ...]:
+    g = dy * w
+    dx = g - g.mean(1, keepdims=True) - normal * (g * normal).mean(1, keepdims=True)
+    return dx * scale[:, None], (dy * normal).sum(0)[None], dy.sum(0)[None]
+
+
+def batch_statistics(x: Array, momentum: Array, running_mean: Array, running_var: Array) -> tuple[Array, ...]:
+    mean, var = x.mean(0), x.var(0)
+    if len(x) > 1:
+        running_mean = (1 - momentum) * running_mean + momentum * mean
+        running_var = (1 - momentum) * running_var + momentum * x.var(0, ddof=1)
+    return running_mean, running_var, mean, var
+
+
+def batch_norm(x: Array, w: Array, b: Array, mean: Array, var: Array, eps: Array) -> tuple[Array, ...]:
+    scale = 1 / np.sqrt(var + eps)
+    normal = (x - mean) * scale
+    return normal * w + b, normal, scale
+
+
+def batch_norm_backward(dy: Array, w: Array, normal: Array, scale: Array, by_batch: Array) -> tuple[Array, ...]:
+    dw, db = (dy * normal).sum(0)[None], dy.sum(0)[None]
+    dx = dy - (db + normal * dw) / len(dy) if by_batch else dy
+    return dx * w * scale, dw, db
+
+
+def entries(x: Array, column: Array, start: Array, codes: Array, stride: Array) -> tuple[Array, Array]:
+    """For each element of an embedding's output its place in the table, and whether it has one."""
+    code = x[:, column]
+    known = (code >= 0) & (code < codes) & (code == np.floor(code))
+    return start + np.where(known, code, 0).astype(int) * stride, known
+
+
+def embedding(x: Array, w: Array, column: Array, start: Array, codes: Array, stride: Array) -> tuple[Array, ...]:
+    index, known = entries(x, column, start, codes, stride)
+    return (np.where(known, w[index], np.where(codes, np.nan, x[:, column])),)
+
+
+def embedding_backward(
+    dy: Array, x: Array, w: Array, column: Array, start: Array, codes: Array, stride: Array
+) -> tuple[Array, ...]:
+    index, known = entries(x, column, start, codes, stride)
+    dx, dw = np.zeros(x.shape), np.zeros(w.shape)
+    for i, j in np.ndindex(dy.shape):
+        if codes[j] == 0:
+            dx[i, column[j]] += dy[i, j]
+        elif known[i, j]:
+            dw[index[i, j]] += dy[i, j]
+    return dx, dw
+
+
 # what is updated in place, then the outputs
 FORMULAS: dict[str, Callable[..., tuple[Array, ...]]] = {
     "next_batch": lambda order, cursor, rows: (cursor + len(rows), order[cursor[0] : cursor[0] + len(rows)]),
@@ -179,6 +236,13 @@ FORMULAS: dict[str, Callable[..., tuple[Array, ...]]] = {
     "add": lambda x, y: (x + y,),
     "scale": lambda x, factor: (factor * x,),
     "l2_loss": l2_loss,
+    "layer_norm_forward": layer_norm,
+    "layer_norm_backward": layer_norm_backward,
+    "batch_statistics": batch_statistics,
+    "batch_norm_forward": batch_norm,
+    "batch_norm_backward": batch_norm_backward,
+    "embedding_forward": embedding,
+    "embedding_backward": embedding_backward,
     "accumulate": accumulate,
     "average": lambda sums, count: (np.zeros_like(sums), np.zeros(1), sums / count if count else 0 * sums),
     "dense_forward": lambda x, w, b: (product(x, w) + b,),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .op import Arg, Array, Op, constant, flag, normal, order, probabilities, rectified, small, uniform
+from .op import Arg, Array, Op, Sampler, below, constant, flag, normal, order, probabilities, rectified, small, uniform
 
 __all__ = ["OPS", "Arg", "Array", "Op"]
 
@@ -21,6 +21,17 @@ def _per_element(n: int) -> Callable[[Mapping[str, int]], int]:
 def _of_rows(d: Mapping[str, int]) -> int:
     """Room for some rows at a time, or for all of them if they are short: wide ones are never copied whole."""
     return 24 * d["B"] + 4 * max(d["N"], 1 << 15)
+
+
+_PLACES = "column:i[N]<K start:i[N] codes:i[N] stride:i[N]"
+# up to three codes, at every other place where the table is long enough
+_places_in_a_table: dict[str, Sampler] = {
+    "x": lambda rng, shape, d: rng.integers(0, 4, shape),
+    "column": below("K"),
+    "start": lambda rng, shape, d: rng.integers(0, max(d["P"] - 4, 1), shape),
+    "codes": lambda rng, shape, d: rng.integers(0, 2, shape) * (3 if d["P"] > 4 else 1),
+    "stride": lambda rng, shape, d: rng.integers(2, 3, shape),
+}
 
 
 OPS: dict[str, Op] = {
@@ -50,6 +61,52 @@ OPS: dict[str, Op] = {
         Op("softmax_backward", "dp:f[B,N] p:f[B,N] -> dz:f[B,N]", _per_element(4)),
         Op("add", "x:f[B,N] y:f[B,N] -> z:f[B,N]", _per_element(1)),
         Op("scale", "x:f[B,N] factor:s[1] -> y:f[B,N]", _per_element(1)),
+        # normalisation: normal = (x - mean) * scale, scale = 1 / sqrt(var + eps), y = normal * w + b
+        Op(
+            "layer_norm_forward",
+            "x:f[B,N] w:f[1,N] b:f[1,N] eps:s[1] -> y:f[B,N] normal:f[B,N] scale:s[B]",
+            _per_element(8),
+        ),
+        Op(
+            "layer_norm_backward",
+            "dy:f[B,N] w:f[1,N] normal:f[B,N] scale:s[B] -> dx:f[B,N] dw:f[1,N] db:f[1,N]",
+            _per_element(12),
+            {"scale": uniform},
+        ),
+        Op(
+            "batch_statistics",
+            "x:f[B,N] momentum:s[1] running_mean!:s[N] running_var!:s[N] -> mean:s[N] var:s[N]",
+            _per_element(4),
+            {"momentum": constant(0.1), "running_mean": normal, "running_var": uniform},
+        ),
+        Op(
+            "batch_norm_forward",
+            "x:f[B,N] w:f[1,N] b:f[1,N] mean:s[N] var:s[N] eps:s[1] -> y:f[B,N] normal:f[B,N] scale:s[N]",
+            _per_element(4),
+            {"mean": normal, "var": uniform},
+        ),
+        # by_batch: whether mean and var were those of x, not fixed numbers
+        Op(
+            "batch_norm_backward",
+            "dy:f[B,N] w:f[1,N] normal:f[B,N] scale:s[N] by_batch:s[1] -> dx:f[B,N] dw:f[1,N] db:f[1,N]",
+            _per_element(8),
+            {"scale": uniform, "by_batch": flag},
+        ),
+        # y[:, j] is x[:, column[j]] where codes[j] is 0. Otherwise that column holds codes from 0 to below codes[j], and
+        # y[:, j] is w[start[j] + code * stride[j]]; NaN for what is no code.
+        Op(
+            "embedding_forward",
+            f"x:f[B,K] w:f[P] {_PLACES} -> y:f[B,N]",
+            samples=_places_in_a_table,
+            room=lambda d: 6 * d["B"] * d["N"],
+        ),
+        Op(
+            "embedding_backward",
+            f"dy:f[B,N] x:f[B,K] w:f[P] {_PLACES} -> dx:f[B,K] dw:f[P]",
+            lambda d: d["B"] * d["N"],
+            _places_in_a_table,
+            room=lambda d: 6 * d["B"] * d["N"],
+        ),
         # losses: total[0] += the sum of the rows' losses, total[1] += what their mean is divided by; the gradient is
         # that of this mean or, where an op takes mean = 0, of the sum
         Op("cross_entropy_forward", "p:f[B,N] t:i[B]<N total!:s[2] -> cost:f[B]", lambda d: 2 * d["B"]),
