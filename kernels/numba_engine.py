@@ -13,7 +13,6 @@ import logging
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import numba
@@ -94,23 +93,29 @@ def describe(arrays: Sequence[Array]) -> list[int]:
 
 def address_of(op: Op, arguments: Sequence[Array]) -> int:
     """The address of the C function for `op` on arrays of these types, scratch last; compiled, or from the cache."""
-    return compiled(op.name, tuple((a.dtype.str[1:], a.ndim, "C" if a.flags.c_contiguous else "A") for a in arguments))
+    return compiled(op.name, tuple((a.dtype.str[1:], a.ndim, layout(a)) for a in arguments))
+
+
+def layout(a: Array) -> str:
+    """C: contiguous; R: each row is; A: any strides."""
+    return "C" if a.flags.c_contiguous else "R" if a.strides[-1] == a.itemsize else "A"
 
 
 @functools.cache
 def compiled(name: str, kinds: tuple[tuple[str, int, str], ...]) -> int:
     kernel = KERNELS[name]
-    array_types = [types.Array(numba.from_dtype(np.dtype(d)), ndim, layout) for d, ndim, layout in kinds]
     if not needs_scratch(kernel, OPS[name]):
-        array_types.pop()  # the row ends with it all the same
+        kinds = kinds[:-1]  # the row ends with it all the same
     # Numba's cache tells functions apart by their names, so each needs its own; and it would not see a change in what
-    # a kernel calls from another file, so the digest of all of them belongs to the name.
+    # a kernel calls from another file, so the digest of all of them belongs to the name. The kernel becomes part of the
+    # function before anything is optimised, so that it profits from what `reader` knows of the arrays.
     unique = "_".join([name, *(f"{d}{ndim}{layout}" for d, ndim, layout in kinds), DIGEST])
-    code = entry.__code__.replace(co_filename=kernel.__code__.co_filename, co_name=unique)
-    names = {"kernel": numba.njit(**FAST)(kernel), "arrays_at": reader(array_types), "__name__": kernel.__module__}
-    function = FunctionType(code, names, unique)
-    function.__qualname__ = unique
-    pointer = with_disk_cache(functools.partial(numba.cfunc, types.void(types.intp), **FAST), function)
+    arguments = ", ".join(f"arrays[{i}]" for i in range(len(kinds)))
+    source = f"def {unique}(row):\n    arrays = arrays_at(row)\n    kernel({arguments})\n"
+    names: dict[str, Any] = {"__name__": kernel.__module__, "arrays_at": reader(kinds)}
+    names["kernel"] = numba.njit(inline="always", **FAST)(kernel)
+    exec(compile(source, kernel.__code__.co_filename, "exec"), names)
+    pointer = with_disk_cache(functools.partial(numba.cfunc, types.void(types.intp), **FAST), names[unique])
     KEPT_ALIVE.append(pointer)
     if not pointer.cache_hits:
         say_compiling()
@@ -140,12 +145,9 @@ def say_uncached() -> None:
     log.warning("fastbp: no folder can keep the compiled kernels; set NUMBA_CACHE_DIR to one that can be written to")
 
 
-def entry(row: int) -> None:
-    kernel(*arrays_at(row))  # type: ignore[name-defined]  # noqa: F821  both come with the globals that `compiled` gives
-
-
-def reader(array_types: Sequence[types.Array]) -> Callable[[int], tuple[Array, ...]]:
-    """A compiled function that makes arrays of these types from the words of a row."""
+def reader(kinds: Sequence[tuple[str, int, str]]) -> Callable[[int], tuple[Array, ...]]:
+    """A compiled function that makes arrays of these dtypes, dimensions and layouts from the words of a row."""
+    array_types = [types.Array(numba.from_dtype(np.dtype(d)), ndim, "AC"[order == "C"]) for d, ndim, order in kinds]
     result = types.Tuple(array_types)
 
     @intrinsic
@@ -153,13 +155,15 @@ def reader(array_types: Sequence[types.Array]) -> Callable[[int], tuple[Array, .
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             word = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
             arrays = []
-            for array_type in array_types:
+            for array_type, (_, _, order) in zip(array_types, kinds, strict=True):
                 words = []
                 for _ in range(1 + 2 * array_type.ndim):
                     words.append(builder.load(word))
                     word = builder.gep(word, [ir.Constant(ir.IntType(64), 1)])
                 array = arrayobj.make_array(array_type)(context, builder)
                 itemsize = context.get_abi_sizeof(context.get_data_type(array_type.dtype))
+                if order == "R":
+                    words[-1] = ir.Constant(ir.IntType(64), itemsize)  # which makes loops over a row vector code
                 arrayobj.populate_array(
                     array,
                     data=builder.inttoptr(words[0], array.data.type),

@@ -92,7 +92,7 @@ OPS: dict[str, Op] = {
             _per_element(8),
             {"scale": uniform, "by_batch": flag},
         ),
-        # y[:, j] is x[:, column[j]] where codes[j] is 0. Otherwise that column holds codes from 0 to below codes[j], and
+        # y[:, j] is x[:, column[j]] where codes[j] is 0; else that column holds codes from 0 to below codes[j], and
         # y[:, j] is w[start[j] + code * stride[j]]; NaN for what is no code.
         Op(
             "embedding_forward",
