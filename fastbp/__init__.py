@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .cross_entropy import CategoricalCrossEntropy as CategoricalCrossEntropy
     from .cross_entropy import SoftmaxCrossEntropy as SoftmaxCrossEntropy
     from .data import spiral_data as spiral_data
+    from .embedding import Embedding as Embedding
     from .files import load as load
     from .kernels.engine import DTypeError as DTypeError
     from .kernels.engine import Engine as Engine
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from .losses import Poisson as Poisson
     from .model import Gradients as Gradients
     from .model import Sequential as Sequential
+    from .norms import BatchNorm as BatchNorm
+    from .norms import LayerNorm as LayerNorm
     from .optim import SGD as SGD
     from .optim import Adam as Adam
     from .optim import AdamW as AdamW
@@ -72,11 +75,13 @@ _HOMES = {
     "callbacks": ["Callback", "EarlyStopping"],
     "cross_entropy": ["CategoricalCrossEntropy", "SoftmaxCrossEntropy"],
     "data": ["spiral_data"],
+    "embedding": ["Embedding"],
     "files": ["load"],
     "kernels.engine": ["DTypeError", "Engine"],
     "layers": ["Dense", "Dropout", "Layer", "Parameter", "ReLU", "Softmax"],
     "losses": ["BinaryCrossEntropy", "Huber", "Loss", "MeanAbsoluteError", "MeanSquaredError", "Poisson"],
     "model": ["Gradients", "Sequential"],
+    "norms": ["BatchNorm", "LayerNorm"],
     "optim": ["SGD", "Adam", "AdamW", "Lion", "Optimizer", "RMSprop"],
     "schedules": [
         "CosineAnnealingLR",

@@ -167,7 +167,12 @@ class Layer(Part):
 
     def width(self, features: int) -> int:
         """The number of features of the output, where the input has `features`; ValueError where it cannot be."""
+        if self.features not in (None, features):
+            raise ValueError(f"{self!r} takes {self.features} features, but the layer before it gives {features}")
         return features
+
+    def check_rows(self, X: Array, name: str = "X") -> None:
+        """Raise ValueError where this layer cannot take a value of `X`; a model's first layer is asked beforehand."""
 
     def arrays(self) -> tuple[str, ...]:
         return *self.parameters(), *self.state
@@ -312,8 +317,7 @@ class Dense(Layer):
             self.biases = initializer(init)(rng, shape)[:1] if init == "torch" else np.zeros((1, self.n_neurons))
 
     def width(self, features: int) -> int:
-        if features != self.n_inputs:
-            raise ValueError(f"{self!r} takes {self.n_inputs} features, but the layer before it gives {features}")
+        super().width(features)
         return self.n_neurons
 
     def config(self) -> dict[str, Any]:

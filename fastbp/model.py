@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
 
-from .boundary import as_count, as_features, as_metrics, as_samples
+from .boundary import as_count, as_metrics, as_samples
 from .callbacks import Callback, EpochFunction, told
 from .kernels.ops import Array
 from .layers import Layer
@@ -358,7 +358,7 @@ class Sequential(Network):
 
     def _checked(self, X: Any, y: Any, sample_weight: Any = None, prefix: str = "", loss: Loss | None = None) -> Data:
         """X, y and weights as the tapes take them, or an error that names what does not fit."""
-        X = as_features(X, self._features, f"{prefix}X", self.dtype)
+        X = self._features_of(X, f"{prefix}X")
         width = X.shape[1]
         for layer in self.layers:
             width = layer.width(width)

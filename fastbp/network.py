@@ -194,8 +194,11 @@ class Network:
                 tape.settings = [part.settings() for part in parts]
         return tape
 
-    def _features_of(self, X: Any) -> Array:
-        return as_features(X, self._features, dtype=self.dtype)
+    def _features_of(self, X: Any, name: str = "X") -> Array:
+        """X as a table that the first layer takes, in its own dtype, or an error that names what does not fit."""
+        table = as_features(X, self._features, name, self.dtype)
+        self.layers[0].check_rows(table, name)
+        return table
 
     @property
     def _features(self) -> int | None:
