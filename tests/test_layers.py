@@ -15,6 +15,8 @@ LAYERS = {
     "ReLU": fastbp.ReLU,
     "Softmax": fastbp.Softmax,
     "Dropout": lambda **options: fastbp.Dropout(0.3, seed=7, **options),
+    "LayerNorm": lambda **options: fastbp.LayerNorm(5, **options),
+    "BatchNorm": lambda **options: fastbp.BatchNorm(5, **options),
 }
 WIDTH = {"Dense": 4}
 
