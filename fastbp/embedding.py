@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -91,13 +92,28 @@ class Embedding(Layer):
     ) -> None:
         super().__init__(engine=engine)
         self.features = as_count(features, "features")
-        self.columns = _counts(columns, "columns", least=0)
-        if not self.columns or len(set(self.columns)) < len(self.columns) or max(self.columns) >= self.features:
+        places = _counts(columns, "columns", least=0)
+        if not places or len(set(places)) < len(places) or max(places) >= self.features:
             raise ValueError(f"columns must be different numbers from 0 to {self.features - 1}, got {columns!r}")
-        self.num_embeddings = _counts(num_embeddings, "num_embeddings", of=len(self.columns))
-        if max(self.num_embeddings) > MOST_CODES:
-            raise ValueError(f"num_embeddings must be at most 2**24, got {max(self.num_embeddings)}")
-        self.embedding_dim = _counts(embedding_dim, "embedding_dim", of=len(self.columns))
+        most = _counts(num_embeddings, "num_embeddings", of=len(places))
+        if max(most) > MOST_CODES:
+            raise ValueError(f"num_embeddings must be at most 2**24, got {max(most)}")
+        dims = _counts(embedding_dim, "embedding_dim", of=len(places))
+        starts = itertools.accumulate(map(operator.mul, most, dims), initial=0)
+        # for each column where its table begins in `weights`, how many codes it has, and the size of a vector
+        self._layout = dict(zip(places, zip(starts, most, dims, strict=False), strict=True))
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        return tuple(self._layout)
+
+    @property
+    def num_embeddings(self) -> tuple[int, ...]:
+        return tuple(codes for _, codes, _ in self._layout.values())
+
+    @property
+    def embedding_dim(self) -> tuple[int, ...]:
+        return tuple(dim for *_, dim in self._layout.values())
 
     @property
     def tables(self) -> dict[int, Array]:
@@ -134,7 +150,7 @@ class Embedding(Layer):
                     )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"weights": (sum(most * dim for _, most, dim in self._layout().values()),)}
+        return {"weights": (sum(most * dim for _, most, dim in self._layout.values()),)}
 
     def draw(self, rng: np.random.Generator, *, before_relu: bool = True) -> None:
         if "weights" not in self.__dict__:
@@ -146,24 +162,17 @@ class Embedding(Layer):
     def config(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("features", "columns", "num_embeddings", "embedding_dim")}
 
-    def _layout(self) -> dict[int, tuple[int, int, int]]:
-        """For each column of codes where its table begins in `weights`, how many codes there are, and their size."""
-        sizes = (most * dim for most, dim in zip(self.num_embeddings, self.embedding_dim, strict=True))
-        starts = itertools.accumulate(sizes, initial=0)
-        return dict(zip(self.columns, zip(starts, self.num_embeddings, self.embedding_dim, strict=False), strict=True))
-
     def _split(self, values: Array) -> dict[int, Array]:
         return {
             column: values[start : start + most * dim].reshape(most, dim)
-            for column, (start, most, dim) in self._layout().items()
+            for column, (start, most, dim) in self._layout.items()
         }
 
     def _places(self) -> list[Array]:
         """What each column of the output is made of, as `embedding_forward` takes it."""
-        layout = self._layout()
         places: list[tuple[int, int, int, int]] = []
         for column in range(self.features):
-            start, codes, dim = layout.get(column, (0, 0, 1))
+            start, codes, dim = self._layout.get(column, (0, 0, 1))
             places += [(column, start + place, codes, dim) for place in range(dim)]
         return [self.engine.integers(*numbers) for numbers in zip(*places, strict=True)]
 

@@ -252,6 +252,12 @@ def test_bad_settings(arguments, error, match):
         fastbp.Embedding(**(SIZES | arguments))
 
 
+@pytest.mark.parametrize("name", ["columns", "num_embeddings", "embedding_dim"])
+def test_tables_keep_their_sizes(name):
+    with pytest.raises(AttributeError):
+        setattr(fastbp.Embedding(**SIZES), name, (4, 5))
+
+
 def test_sizes_may_be_one_number_or_arrays():
     layer = fastbp.Embedding(5, np.array([1, 4]), np.array([3, 6]), 2)
     assert layer.shapes() == {"weights": (18,)} and layer.width(5) == 7
