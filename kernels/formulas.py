@@ -6,6 +6,7 @@ engine: no BLAS, no ``out=``, no scratch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -19,6 +20,22 @@ def softmax(z: Array) -> Array:
     e = np.exp(z - z.max(1, keepdims=True))
     p: Array = e / e.sum(1, keepdims=True)
     return p
+
+
+def sigmoid(x: Array) -> Array:
+    y: Array = 1 / (1 + np.exp(-x))
+    return y
+
+
+@np.vectorize
+def normal_cdf(x: float) -> float:
+    return math.erfc(-x / math.sqrt(2)) / 2
+
+
+def gelu_tanh_backward(dy: Array, x: Array) -> tuple[Array, ...]:
+    scale = 2 * np.sqrt(2 / np.pi)
+    s = sigmoid(scale * (x + 0.044715 * x**3))
+    return (dy * s * (1 + x * (1 - s) * scale * (1 + 3 * 0.044715 * x**2)),)
 
 
 def product(a: Array, b: Array) -> Array:
@@ -251,6 +268,22 @@ FORMULAS: dict[str, Callable[..., tuple[Array, ...]]] = {
     "dense_bias_grad": lambda dz: (dz.sum(0)[None],),
     "relu_forward": lambda x: (np.where(x <= 0, 0, x),),
     "relu_backward": lambda dy, y: (np.where(y <= 0, 0, dy),),
+    "leaky_relu_forward": lambda x, slope: (np.where(x > 0, x, slope * x),),
+    "leaky_relu_backward": lambda dy, y, slope: (np.where(y > 0, dy, slope * dy),),
+    "elu_forward": lambda x, alpha: (np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))),),
+    "elu_backward": lambda dy, y, alpha: (np.where(y > 0, dy, dy * (y + alpha)),),
+    "tanh_forward": lambda x: (np.tanh(x),),
+    "tanh_backward": lambda dy, y: (dy * (1 - y) * (1 + y),),
+    "sigmoid_forward": lambda x: (sigmoid(x),),
+    "sigmoid_backward": lambda dy, y: (dy * y * (1 - y),),
+    "gelu_forward": lambda x: (x * normal_cdf(x),),
+    "gelu_backward": lambda dy, x: (dy * (normal_cdf(x) + x * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)),),
+    "gelu_tanh_forward": lambda x: (x * sigmoid(2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)),),
+    "gelu_tanh_backward": gelu_tanh_backward,
+    "silu_forward": lambda x: (x * sigmoid(x),),
+    "silu_backward": lambda dy, x: (dy * sigmoid(x) * (1 + x * sigmoid(-x)),),
+    "softplus_forward": lambda x, beta, end: (np.where(beta * x > end, x, np.logaddexp(0, beta * x) / beta),),
+    "softplus_backward": lambda dy, x, beta, end: (np.where(beta * x > end, dy, dy * sigmoid(beta * x)),),
     "dropout_forward": masked,
     "dropout_backward": lambda dy, mask: (dy * mask,),
     "softmax_forward": lambda z: (softmax(z),),

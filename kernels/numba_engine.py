@@ -22,7 +22,7 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
-from . import numba_fused, numba_layers, numba_losses, numba_norms, numba_optim
+from . import numba_activations, numba_fused, numba_layers, numba_losses, numba_norms, numba_optim
 from .engine import Call, Engine, Program, kernels_of, needs_scratch, scratch_for
 from .numba_math import FAST
 from .numba_products import VECTOR_BYTES
@@ -31,7 +31,7 @@ from .ops import OPS, Array, Op
 __all__ = ["NumbaEngine"]
 
 WORD = 8
-KERNELS = kernels_of(numba_layers, numba_norms, numba_losses, numba_optim, numba_fused)
+KERNELS = kernels_of(numba_layers, numba_activations, numba_norms, numba_losses, numba_optim, numba_fused)
 
 log = logging.getLogger("fastbp")
 

@@ -78,18 +78,6 @@ def dense_bias_grad(dz: Array, db: Array) -> None:
     product(None, dz, db)
 
 
-def relu_forward(x: Array, y: Array) -> None:
-    for i in range(x.shape[0]):
-        for j in range(x.shape[1]):
-            y[i, j] = 0 if x[i, j] <= 0 else x[i, j]  # the comparison lets NaN through
-
-
-def relu_backward(dy: Array, y: Array, dx: Array) -> None:
-    for i in range(y.shape[0]):
-        for j in range(y.shape[1]):
-            dx[i, j] = 0 if y[i, j] <= 0 else dy[i, j]
-
-
 def dropout_forward(x: Array, rate: Array, key: Array, y: Array, mask: Array) -> None:
     columns = x.shape[1]
     scale = 1 / (1 - rate[0]) if rate[0] < 1 else 0.0

@@ -9,9 +9,24 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
+from .normal import PER_T, SHIFT, tail_series
 from .ops import Array
 
-__all__ = ["FAST", "divide", "exp", "exp_shifted", "largest", "log", "log1p", "philox", "sign"]
+__all__ = [
+    "FAST",
+    "divide",
+    "exp",
+    "exp_shifted",
+    "expm1",
+    "largest",
+    "log",
+    "log1p",
+    "normal_cdf",
+    "philox",
+    "sigmoid",
+    "sign",
+    "tanh",
+]
 
 # Kernels may reassociate sums, never assume finite values: with full fastmath, isfinite(NaN) compiles to False.
 FAST: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}
@@ -30,6 +45,11 @@ def log(x: Any) -> Any:
 def log1p(x: Any) -> Any:
     """log(1 + x) for x from 0 to 1, without a call, as exact for small x as for large."""
     return np.log1p(x)
+
+
+def expm1(x: Any) -> Any:
+    """e**x - 1 for x <= 0, without a call, as exact for small x as for large."""
+    return np.expm1(x)
 
 
 def number_format(real: Any) -> Any:
@@ -59,6 +79,29 @@ def exp_overload(x: Any) -> Any:
         return y if not x < lowest else zero
 
     return exp
+
+
+@overload(expm1)
+def expm1_overload(x: Any) -> Any:
+    real, whole, bits, offset, terms, _ = number_format(x)
+    factorial = np.cumprod([*range(1, terms + 1)], dtype=np.float64)
+    series = tuple(real(1 / f) for f in factorial[::-1])
+    per_ln2, shift = real(1 / np.log(2)), real(1.5 * 2**bits)
+    ln2_high, ln2_low = real(np.float32(355 / 512)), real(-2.1219444005469058e-4)
+    lowest, shift_whole = real(-np.log(2) * (offset - 1.5)), shift.view(whole)
+    offset, bits, zero, one = whole(offset), whole(bits), real(0), real(1)
+
+    def expm1(x: Any) -> Any:
+        # as in `exp`, but 2**n * (e**rest - 1) + (2**n - 1), where n is 0 for small x
+        n = whole(same_bits(x * per_ln2 + shift) - shift_whole)
+        rest = x - real(n) * ln2_high - real(n) * ln2_low
+        y = zero
+        for term in series:
+            y = (y + term) * rest
+        power = same_bits(whole((n + offset) << bits))
+        return power * y + (power - one) if not x < lowest else -one
+
+    return expm1
 
 
 @overload(log)
@@ -96,6 +139,41 @@ def log1p_overload(x: Any) -> Any:
         return y * s
 
     return log1p
+
+
+@njit(**FAST)
+def sigmoid(x: Any) -> Any:
+    one = type(x)(1)
+    e = exp(-abs(x))
+    return (one if x > 0 else e) / (one + e)
+
+
+@njit(**FAST)
+def tanh(x: Any) -> Any:
+    e = expm1(type(x)(-2) * abs(x))
+    y = -e / (type(x)(2) + e)
+    return -y if x < 0 else y
+
+
+def normal_cdf(x: Any) -> Any:
+    """P(X <= x) of the normal distribution; see `normal`."""
+
+
+@overload(normal_cdf)
+def normal_cdf_overload(x: Any) -> Any:
+    real = number_format(x)[0]
+    series = tuple(map(real, tail_series(10 if real == np.float32 else 18)))
+    per_t, shift, four, half, one, zero = map(real, (PER_T, SHIFT, 4, 0.5, 1, 0))
+
+    def normal_cdf(x: Any) -> Any:
+        u = per_t * (four / (four + abs(x))) - shift
+        y = zero
+        for term in series:
+            y = y * u + term
+        y *= exp(-half * x * x)
+        return one - y if x > 0 else y
+
+    return normal_cdf
 
 
 @njit(**FAST)

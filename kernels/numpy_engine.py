@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from . import numpy_fused, numpy_layers, numpy_losses, numpy_norms, numpy_optim
+from . import numpy_activations, numpy_fused, numpy_layers, numpy_losses, numpy_norms, numpy_optim
 from .engine import Engine, kernels_of
 from .ops import Array, Op
 
 __all__ = ["NumpyEngine"]
 
-KERNELS = kernels_of(numpy_layers, numpy_norms, numpy_losses, numpy_optim, numpy_fused)
+KERNELS = kernels_of(numpy_layers, numpy_activations, numpy_norms, numpy_losses, numpy_optim, numpy_fused)
 
 
 class NumpyEngine(Engine):

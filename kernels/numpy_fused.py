@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .numpy_layers import dense_bias_grad, dense_forward, dense_input_grad, ones, relu_backward, relu_forward
+from .numpy_activations import relu_backward, relu_forward
+from .numpy_layers import dense_bias_grad, dense_forward, dense_input_grad, ones
 from .numpy_losses import softmax_cross_entropy
 from .ops import Array
 

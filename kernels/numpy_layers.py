@@ -58,18 +58,6 @@ def dense_bias_grad(dz: Array, db: Array, scratch: Array) -> None:
     np.matmul(ones(len(dz), scratch), dz, out=db)  # twice as fast as a sum over the rows
 
 
-def relu_forward(x: Array, y: Array) -> None:
-    np.maximum(x, 0, out=y)
-
-
-def relu_backward(dy: Array, y: Array, dx: Array, scratch: Array) -> None:
-    # by bits, because a copy through a mask takes 20 times as long: all of them set where y > 0, or NaN
-    keep = np.less_equal(y, 0, out=scratch.view(bool)[: y.size].reshape(y.shape)).view(np.int8)
-    keep -= 1
-    whole = np.int32 if dx.itemsize == 4 else np.int64
-    np.bitwise_and(dy.view(whole), keep, out=dx.view(whole))
-
-
 def dropout_forward(x: Array, rate: Array, key: Array, y: Array, mask: Array, scratch: Array) -> None:
     # key = (two words of the seed, step, layer); a block of eight 32-bit numbers is Philox of (block, step, layer)
     philox = np.random.Philox(key=key[:2], counter=np.array([0, key[2], key[3], 0], np.uint64))

@@ -172,6 +172,10 @@ def uniform(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) ->
     return rng.uniform(0.1, 1, shape)
 
 
+def between(low: float, high: float) -> Sampler:
+    return lambda rng, shape, sizes: rng.uniform(low, high, shape)
+
+
 def small(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Array:
     return rng.uniform(-0.1, 0.1, shape)
 
@@ -240,6 +244,9 @@ USUAL: dict[str, Sampler] = {
     "pos_weight": uniform,
     "smoothing": constant(0.1),
     "mean": flag,
+    "negative_slope": constant(0.1),
+    "beta": constant(2),
+    "threshold": constant(1.5),
     "delta": constant(0.7),
     "log_input": flag,
 }

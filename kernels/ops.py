@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .op import Arg, Array, Op, Sampler, below, constant, flag, normal, order, probabilities, rectified, small, uniform
+from .op import (
+    Arg,
+    Array,
+    Op,
+    Sampler,
+    below,
+    between,
+    constant,
+    flag,
+    normal,
+    order,
+    probabilities,
+    rectified,
+    small,
+    uniform,
+)
 
 __all__ = ["OPS", "Arg", "Array", "Op"]
 
@@ -33,6 +48,8 @@ _places_in_a_table: dict[str, Sampler] = {
     "stride": lambda rng, shape, d: rng.integers(2, 3, shape),
 }
 
+# what an activation may give, where that is not any number
+ACTIVATED = {"relu": rectified, "elu": between(-0.8, 3), "tanh": between(-1, 1), "sigmoid": uniform}
 
 OPS: dict[str, Op] = {
     op.name: op
@@ -48,8 +65,30 @@ OPS: dict[str, Op] = {
         Op("dense_input_grad", "dz:f[B,N] w:f[K,N] -> dx:f[B,K]", _product),
         Op("dense_weight_grad", "x:f[B,K] dz:f[B,N] -> dw:f[K,N]", _product),
         Op("dense_bias_grad", "dz:f[B,N] -> db:f[1,N]", _per_element(1)),
-        Op("relu_forward", "x:f[B,N] -> y:f[B,N]", _per_element(1)),
-        Op("relu_backward", "dy:f[B,N] y:f[B,N] -> dx:f[B,N]", _per_element(1)),
+        # activations
+        *[
+            op
+            for name, settings, reads in [
+                ("relu", "", "y"),
+                ("leaky_relu", " negative_slope:s[1]", "y"),
+                ("elu", " alpha:s[1]", "y"),
+                ("tanh", "", "y"),
+                ("sigmoid", "", "y"),
+                ("gelu", "", "x"),
+                ("gelu_tanh", "", "x"),
+                ("silu", "", "x"),
+                ("softplus", " beta:s[1] threshold:s[1]", "x"),
+            ]
+            for op in (
+                Op(f"{name}_forward", f"x:f[B,N]{settings} -> y:f[B,N]", _per_element(1 if "relu" in name else 8)),
+                Op(
+                    f"{name}_backward",
+                    f"dy:f[B,N] {reads}:f[B,N]{settings} -> dx:f[B,N]",
+                    _per_element(1 if "relu" in name else 8),
+                    {"y": ACTIVATED.get(name, normal)},
+                ),
+            )
+        ],
         Op(
             "dropout_forward",
             "x:f[B,N] rate:s[1] key!:u[4] -> y:f[B,N] mask:f[B,N]",
