@@ -20,6 +20,15 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .activations import ELU as ELU
+    from .activations import GELU as GELU
+    from .activations import Identity as Identity
+    from .activations import LeakyReLU as LeakyReLU
+    from .activations import ReLU as ReLU
+    from .activations import Sigmoid as Sigmoid
+    from .activations import SiLU as SiLU
+    from .activations import Softplus as Softplus
+    from .activations import Tanh as Tanh
     from .callbacks import Callback as Callback
     from .callbacks import EarlyStopping as EarlyStopping
     from .conformance import Report as Report
@@ -35,7 +44,6 @@ if TYPE_CHECKING:
     from .layers import Dropout as Dropout
     from .layers import Layer as Layer
     from .layers import Parameter as Parameter
-    from .layers import ReLU as ReLU
     from .layers import Softmax as Softmax
     from .losses import BinaryCrossEntropy as BinaryCrossEntropy
     from .losses import Huber as Huber
@@ -71,6 +79,7 @@ if TYPE_CHECKING:
 
 # The imports above happen when a name is first used: `import fastbp` costs little more than NumPy alone.
 _HOMES = {
+    "activations": ["ELU", "GELU", "Identity", "LeakyReLU", "ReLU", "Sigmoid", "SiLU", "Softplus", "Tanh"],
     "conformance": ["Report", "check"],
     "callbacks": ["Callback", "EarlyStopping"],
     "cross_entropy": ["CategoricalCrossEntropy", "SoftmaxCrossEntropy"],
@@ -78,7 +87,7 @@ _HOMES = {
     "embedding": ["Embedding"],
     "files": ["load"],
     "kernels.engine": ["DTypeError", "Engine"],
-    "layers": ["Dense", "Dropout", "Layer", "Parameter", "ReLU", "Softmax"],
+    "layers": ["Dense", "Dropout", "Layer", "Parameter", "Softmax"],
     "losses": ["BinaryCrossEntropy", "Huber", "Loss", "MeanAbsoluteError", "MeanSquaredError", "Poisson"],
     "model": ["Gradients", "Sequential"],
     "norms": ["BatchNorm", "LayerNorm"],

@@ -16,11 +16,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from .activations import ReLU
 from .cross_entropy import SoftmaxCrossEntropy
 from .encoding import Category, Encoder, Split, prepare
 from .files import load, read_metadata
 from .info import print_info
-from .layers import Dense, Layer, ReLU
+from .layers import Dense, Layer
 from .losses import MeanSquaredError
 from .model import Sequential
 from .optim import Adam

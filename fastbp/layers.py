@@ -15,7 +15,7 @@ from .kernels.ops import Array
 from .part import Part
 from .selection import engine as choose_engine
 
-__all__ = ["Dense", "Dropout", "Layer", "Parameter", "ReLU", "Softmax"]
+__all__ = ["Dense", "Dropout", "Layer", "Parameter", "Softmax"]
 
 
 class Parameter:
@@ -73,6 +73,8 @@ class Layer(Part):
     training = True
     #: Layers inside this one.
     layers: tuple[Layer, ...] = ()
+    #: Whether the weights of a layer in front of this one are drawn larger, because it drops much of what it is given.
+    rectifies = False
     #: How many features `x` must have; None for any number.
     features: int | None = None
     inputs: Array
@@ -147,7 +149,7 @@ class Layer(Part):
         ----------
         rng : numpy.random.Generator
         before_relu : bool, default True
-            Whether a ReLU follows, which the default initialisation looks at.
+            Whether a layer follows that `rectifies`, which the default initialisation looks at.
         """
 
     def draw_to_look(self) -> None:
@@ -225,7 +227,8 @@ class Dense(Layer):
         Features of the input and of the output.
     init : str or callable, optional
         How weights are drawn, by a name below or a function ``(rng, shape) -> array`` of a `numpy.random.Generator` and
-        (inputs, neurons). By default "he" in front of a ReLU or alone, "glorot" in front of anything else in a model.
+        (inputs, neurons). By default "he" alone or in front of ReLU and what is bent like it, "glorot" in front
+        of anything else in a model.
     engine : str or Engine, optional
 
     Attributes
@@ -323,29 +326,6 @@ class Dense(Layer):
     def config(self) -> dict[str, Any]:
         init = {"init": self.init} if isinstance(self.init, str) else {}
         return {"inputs": self.n_inputs, "neurons": self.n_neurons} | init
-
-
-class ReLU(Layer):
-    """``output = max(x, 0)``, whose gradient passes where the output is positive.
-
-    Examples
-    --------
-    >>> import numpy as np, fastbp
-    >>> relu = fastbp.ReLU()
-    >>> relu.forward(np.array([[-1.0, 2.0]]))
-    array([[0., 2.]])
-    >>> relu.backward(np.array([[5.0, 5.0]]))
-    array([[0., 5.]])
-    """
-
-    def forward(self, x: Array) -> Array:
-        self.inputs = self.read(x)
-        self.output = self.engine.relu_forward(self.inputs)
-        return self.output
-
-    def backward(self, dvalues: Array) -> Array:
-        self.dinputs = self.engine.relu_backward(self.read_gradient(dvalues), self.output)
-        return self.dinputs
 
 
 class Softmax(Layer):

@@ -12,7 +12,7 @@ import numpy as np
 from .boundary import as_count, as_features, as_float_type
 from .kernels.engine import Engine
 from .kernels.ops import Array
-from .layers import Layer, ReLU
+from .layers import Layer
 from .losses import Loss
 from .memory import Memory
 from .optim import Optimizer
@@ -152,7 +152,7 @@ class Network:
                 layer.undraw()
         for layer, following in zip(layers, (*layers[1:], None), strict=True):
             if layer.owner is None:
-                layer.draw(self._rng, before_relu=isinstance(following, ReLU))
+                layer.draw(self._rng, before_relu=following is not None and following.rectifies)
         for place, layer in enumerate(inner):
             if layer.owner is None:
                 if lacking := layer.parameters().keys() - (layer.__dict__.keys() & layer.shapes().keys()):

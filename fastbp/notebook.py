@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from . import data, layers
+from . import activations, data, layers
 from .boundary import as_labels
 from .kernels.engine import Engine
 from .kernels.ops import Array
@@ -53,7 +53,7 @@ class LayerDense(layers.Dense):
         self.biases = np.zeros((1, neurons))
 
 
-class ActivationRelU(layers.ReLU):
+class ActivationRelU(activations.ReLU):
     """`fastbp.ReLU`, masked by its `inputs`."""
 
     def backward(self, dvalues: Array) -> Array:

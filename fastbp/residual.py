@@ -9,7 +9,7 @@ import numpy as np
 
 from .kernels.engine import Engine
 from .kernels.ops import Array
-from .layers import Layer, ReLU
+from .layers import Layer
 
 __all__ = ["Residual"]
 
@@ -61,7 +61,7 @@ class Residual(Layer):
 
     def draw(self, rng: np.random.Generator, *, before_relu: bool = True) -> None:
         for layer, following in zip(self.layers, (*self.layers[1:], None), strict=True):
-            layer.draw(rng, before_relu=isinstance(following, ReLU) or (following is None and before_relu))
+            layer.draw(rng, before_relu=before_relu if following is None else following.rectifies)
 
     def width(self, features: int) -> int:
         width = features

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 
-import numpy as np
 from numpy.polynomial import chebyshev
 
 __all__ = ["PER_T", "SHIFT", "tail_series"]
@@ -22,9 +21,10 @@ PER_T, SHIFT = 2 / (1 - LAST), (1 + LAST) / (1 - LAST)
 def tail_series(terms: int) -> tuple[float, ...]:
     """The coefficients of the polynomial, that of the highest power first; 10 terms for float32, 18 for float64."""
 
-    def g(u: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def g(u: float) -> float:
         x = 4 * (PER_T / (u + SHIFT) - 1)
-        return np.array([math.erfc(value / math.sqrt(2)) / 2 * math.exp(value**2 / 2) for value in x])
+        return math.erfc(x / math.sqrt(2)) / 2 * math.exp(x**2 / 2)
 
-    series = chebyshev.cheb2poly(chebyshev.chebinterpolate(g, terms))
+    points = chebyshev.chebpts1(terms + 1)
+    series = chebyshev.cheb2poly(chebyshev.chebfit(points, [g(u) for u in points], terms))
     return tuple(map(float, series[::-1]))

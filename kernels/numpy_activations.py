@@ -155,12 +155,14 @@ def softplus_backward(dy: Array, x: Array, beta: Array, threshold: Array, dx: Ar
 
 def like(x: Array, scratch: Array, n: int) -> Array:
     """Room for `n` arrays such as x, at the start of the scratch."""
-    return scratch[: n * x.size].reshape(n, *x.shape)
+    arrays: Array = scratch[: n * x.size].reshape(n, *x.shape)
+    return arrays
 
 
 def positive(x: Array, scratch: Array, than: float = 0.0) -> Array:
     """Where x is larger."""
-    return np.greater(x, x.dtype.type(than), out=scratch.view(bool)[: x.size].reshape(x.shape))
+    larger: Array = scratch.view(bool)[: x.size].reshape(x.shape)
+    return np.greater(x, x.dtype.type(than), out=larger)
 
 
 def normal_cdf(x: Array, p: Array, scratch: Array) -> None:
