@@ -161,8 +161,8 @@ def like(x: Array, scratch: Array, n: int) -> Array:
 
 def positive(x: Array, scratch: Array, than: float = 0.0) -> Array:
     """Where x is larger."""
-    larger: Array = scratch.view(bool)[: x.size].reshape(x.shape)
-    return np.greater(x, x.dtype.type(than), out=larger)
+    larger: Array = np.greater(x, x.dtype.type(than), out=scratch.view(bool)[: x.size].reshape(x.shape))
+    return larger
 
 
 def normal_cdf(x: Array, p: Array, scratch: Array) -> None:
