@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from .data import spiral_data as spiral_data
     from .embedding import Embedding as Embedding
     from .files import load as load
+    from .finite_differences import GradientError as GradientError
+    from .finite_differences import gradcheck as gradcheck
     from .kernels.engine import DTypeError as DTypeError
     from .kernels.engine import Engine as Engine
     from .layers import Dense as Dense
@@ -86,6 +88,7 @@ _HOMES = {
     "data": ["spiral_data"],
     "embedding": ["Embedding"],
     "files": ["load"],
+    "finite_differences": ["GradientError", "gradcheck"],
     "kernels.engine": ["DTypeError", "Engine"],
     "layers": ["Dense", "Dropout", "Layer", "Parameter", "Softmax"],
     "losses": ["BinaryCrossEntropy", "Huber", "Loss", "MeanAbsoluteError", "MeanSquaredError", "Poisson"],

@@ -17,14 +17,17 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .activations import ReLU
+from .conformance import Report, Result, check
 from .cross_entropy import SoftmaxCrossEntropy
 from .encoding import Category, Encoder, Split, prepare
 from .files import load, read_metadata
 from .info import print_info
+from .kernels.ops import OPS
 from .layers import Dense, Layer
 from .losses import MeanSquaredError
 from .model import Sequential
 from .optim import Adam
+from .progress import Progress
 from .selection import engine as choose_engine
 from .tables import load_table, need, read_table
 from .version import __version__
@@ -41,6 +44,7 @@ EXAMPLES = """examples:
   fastbp train spiral --plot spiral.png
   fastbp train houses.csv --target price --save houses.model
   fastbp predict houses.model new.csv --output prices.csv
+  fastbp check numba
   fastbp info
 """
 TRAIN = """Train a network of dense layers and ReLU with Adam, on 80 % of the rows; the others are held out to judge it.
@@ -52,6 +56,10 @@ A target of texts, bools or up to 20 different integers means classification, an
 PREDICT = """Write a CSV line for each row: the label and each class's probability, or the prediction of a regression.
 
 The file needs the columns that the model was trained on, in any order; others, also the target, may be there."""
+
+CHECK = """Check that an engine computes each op right, and keeps the promises that layers rely on; `fastbp.check` tells
+them. Prints a table, and ends with exit code 1 where a promise is broken. The first time, an engine may have to compile:
+a few minutes for Numba."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,12 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code 0. What the user did wrong becomes one line on stderr and SystemExit with code 2.
+        The exit code: 0, or 1 where ``check`` found a fault. What the user did wrong becomes one line on stderr and
+        SystemExit with code 2.
     """
     parser = make_parser()
     options = parser.parse_args(arguments)
+    code = 0
     try:
-        options.run(options)
+        code = options.run(options) or 0
         sys.stdout.flush()
     except BrokenPipeError:  # as with: fastbp predict ... | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -85,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(2, f"fastbp: error: {' '.join(str(error).split())}\n")
     except KeyboardInterrupt:
         parser.exit(130, "\nfastbp: interrupted\n")
-    return 0
+    return code
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -126,6 +136,13 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument("--output", metavar="OUT.csv", help="default: standard output")
     predict.add_argument("--engine", metavar="E", help="numpy, numba or cupy")
     predict.set_defaults(run=run_predict)
+
+    check = commands.add_parser(
+        "check", help="hold an engine against the contract", description=CHECK, formatter_class=raw
+    )
+    check.add_argument("engine", metavar="ENGINE", help="numpy, numba, cupy, or the name of an installed one")
+    check.add_argument("--ops", metavar="OP,OP", help="names of ops (default: all)")
+    check.set_defaults(run=run_check)
 
     info = commands.add_parser("info", help="versions, engines, cores and BLAS of this machine")
     info.set_defaults(run=lambda _: print_info())
@@ -232,6 +249,20 @@ def run_predict(options: argparse.Namespace) -> None:
     with to_file or contextlib.nullcontext(sys.stdout) as file:
         csv.writer(file, lineterminator="\n").writerows([header, *lines])
         file.flush()
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """``fastbp check``"""
+    engine = choose_engine(options.engine)
+    names = list(OPS) if options.ops is None else options.ops.split(",")
+    results: list[Result] = []
+    with Progress(len(names), None, "op") as progress:
+        for name in names:
+            results += check(engine, [name]).results
+            progress.step({})
+    report = Report(engine.name, tuple(results))
+    print(report)
+    return 0 if report.passed else 1
 
 
 def note(line: str) -> None:

@@ -1,4 +1,4 @@
-"""The progress bar of `Sequential.fit`."""
+"""The progress bar of `Sequential.fit` and of the command line."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ _SECONDS_BETWEEN_FIGURES = 0.1
 
 
 class Progress:
-    """Epochs as a tqdm bar on the error stream.
+    """Epochs, or other pieces of work, as a tqdm bar on the error stream.
 
     Parameters
     ----------
-    epochs : int
+    total : int
     verbose : bool, optional
         None shows the bar on a terminal, where tqdm is installed.
+    unit : str, default "epoch"
     """
 
-    def __init__(self, epochs: int, verbose: bool | None) -> None:
+    def __init__(self, total: int, verbose: bool | None, unit: str = "epoch") -> None:
         self._bar: Any = None
         self._shown = 0.0
         if verbose or (verbose is None and sys.stderr.isatty()):
@@ -32,10 +33,10 @@ class Progress:
                 if verbose:
                     raise ImportError("verbose=True needs tqdm: pip install 'fastbp[cli]'") from None
             else:
-                self._bar = tqdm(total=epochs, unit="epoch", file=sys.stderr)
+                self._bar = tqdm(total=total, unit=unit, file=sys.stderr)
 
     def step(self, figures: dict[str, float]) -> None:
-        """One epoch is done; `figures` are its loss and the like."""
+        """One piece is done; `figures` are an epoch's loss and the like."""
         if self._bar is not None:
             now = time.monotonic()
             if now - self._shown > _SECONDS_BETWEEN_FIGURES or self._bar.n + 1 == self._bar.total:

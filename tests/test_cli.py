@@ -14,6 +14,7 @@ import fastbp
 from fastbp.__main__ import main
 from fastbp.files import read_metadata
 from fastbp.info import pins
+from fastbp.kernels import numpy_engine
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +193,35 @@ def test_plot(source, pictures, tmp_path, monkeypatch):
 def test_a_plot_is_a_png(flowers, tmp_path):
     main(["train", str(flowers[1]), "--epochs", "1", "--plot", str(tmp_path / "p.png")])
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_check_prints_a_table(capsys):
+    assert main(["check", "numpy", "--ops", "relu_forward,adam"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["op", "values", "extremes"]
+    assert [line.split()[:2] for line in lines[1:3]] == [["relu_forward", "ok"], ["adam", "ok"]]
+    assert lines[-1] == "engine numpy: 2 ops, 0 of 16 promises broken; errors are shares of the tolerance"
+
+
+def test_check_fails_where_an_engine_does(capsys, monkeypatch):
+    def negated(x, y):
+        np.minimum(x, 0, out=y)
+
+    monkeypatch.setitem(numpy_engine.KERNELS, "relu_forward", negated)
+    assert main(["check", "numpy", "--ops", "relu_forward"]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"relu_forward +FAILED", out) and "relu_forward, values: y[" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["abacus"], "engine must be one of .*abacus"),
+        (["numpy", "--ops", "relu,adam"], "ops must be names of ops such as .* got 'relu'"),
+    ],
+)
+def test_check_of_what_is_not_there(arguments, message, capsys):
+    assert re.search(message, error_of(["check", *arguments], capsys))
 
 
 def test_info(capsys):
