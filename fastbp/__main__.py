@@ -57,9 +57,9 @@ PREDICT = """Write a CSV line for each row: the label and each class's probabili
 
 The file needs the columns that the model was trained on, in any order; others, also the target, may be there."""
 
-CHECK = """Check that an engine computes each op right, and keeps the promises that layers rely on; `fastbp.check` tells
-them. Prints a table, and ends with exit code 1 where a promise is broken. The first time, an engine may have to compile:
-a few minutes for Numba."""
+CHECK = """Check that an engine computes each op right, and keeps the promises that layers rely on, which `fastbp.check`
+lists. Prints a table, and ends with exit code 1 where a promise is broken. The first time, an engine may have to
+compile: Numba takes some minutes."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -215,7 +215,8 @@ class Layer(Part):
         if name in self.stored():
             method = "backward(dvalues)" if name.startswith("d") else "forward(x)"
             raise AttributeError(f"{self!r} has no {name}: call {method} to look")
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        hint = ": its __init__ must call super().__init__()" if name == "engine" else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
 
 class Dense(Layer):

@@ -9,6 +9,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
+from importlib.metadata import EntryPoint, entry_points
 from typing import NamedTuple
 
 from .kernels.engine import Engine
@@ -47,6 +48,8 @@ _KNOWN = {
     ),
 }  # fmt: skip
 
+GROUP = "fastbp.engines"  # the entry points by which other packages bring engines
+
 _used: ContextVar[str | Engine | None] = ContextVar("fastbp_engine", default=None)
 _default: str | Engine | None = None
 
@@ -57,8 +60,9 @@ def engine(name: str | Engine | None = None, *, otherwise: str = "numpy") -> Eng
     Parameters
     ----------
     name : str or Engine, optional
-        ``"numpy"``, ``"numba"`` or an engine itself. Without a name, the choice in force: the innermost ``with
-        use(name)``, then `set_default`, then the environment variable FASTBP_ENGINE, then `otherwise`.
+        ``"numpy"``, ``"numba"``, an engine that another package brings, or one itself. Without a name, the choice in
+        force: the innermost ``with use(name)``, then `set_default`, then the environment variable FASTBP_ENGINE, then
+        `otherwise`.
     otherwise : str, default "numpy"
 
     Returns
@@ -80,7 +84,7 @@ def engine(name: str | Engine | None = None, *, otherwise: str = "numpy") -> Eng
     'numpy'
     """
     if name is not None and not isinstance(name, str | Engine):
-        raise ValueError(f"engine must be one of {', '.join(_KNOWN)}, got {name!r}")
+        raise _unknown(name)
     chosen = name if name is not None else _used.get() or _default or os.environ.get("FASTBP_ENGINE") or otherwise
     return chosen if isinstance(chosen, Engine) else _load(chosen)
 
@@ -88,13 +92,21 @@ def engine(name: str | Engine | None = None, *, otherwise: str = "numpy") -> Eng
 def engines() -> list[EngineInfo]:
     """List the engines: name, whether it is available, its device, and why it is not available.
 
+    Those that other packages bring are loaded to see whether they are.
+
     Examples
     --------
     >>> import fastbp
     >>> fastbp.engines()[0]
     EngineInfo(name='numpy', available=True, device='cpu', why_not='')
     """
-    return [EngineInfo(name, not _why_not(name), entry.device, _why_not(name)) for name, entry in _KNOWN.items()]
+    infos = [EngineInfo(name, not _why_not(name), entry.device, _why_not(name)) for name, entry in _KNOWN.items()]
+    for name in _brought():
+        try:
+            infos.append(EngineInfo(name, True, _load(name).device, ""))
+        except EngineNotAvailable as error:
+            infos.append(EngineInfo(name, False, "", str(error)))
+    return infos
 
 
 @contextlib.contextmanager
@@ -128,15 +140,33 @@ def _why_not(name: str) -> str:
     return f"{' and '.join(missing)} missing; {entry.remedy}" if missing else ""
 
 
+def _brought() -> dict[str, EntryPoint]:
+    """The engines of other packages; none of them can take the name of one of fastbp's own."""
+    return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in _KNOWN}
+
+
+def _unknown(name: object) -> ValueError:
+    return ValueError(f"engine must be one of {', '.join([*_KNOWN, *_brought()])}, got {name!r}")
+
+
 @functools.cache
 def _load(name: str) -> Engine:
-    if not isinstance(name, str) or name not in _KNOWN:
-        raise ValueError(f"engine must be one of {', '.join(_KNOWN)}, got {name!r}")
-    if reason := _why_not(name):
-        raise EngineNotAvailable(f"engine {name!r} is not available: {reason}")
-    module, _, attribute = _KNOWN[name].location.partition(":")
+    if name in _KNOWN:
+        if reason := _why_not(name):
+            raise EngineNotAvailable(f"engine {name!r} is not available: {reason}")
+        module, _, attribute = _KNOWN[name].location.partition(":")
+        try:
+            loaded: Engine = getattr(importlib.import_module(module, __package__), attribute)()
+        except ImportError as error:
+            raise EngineNotAvailable(f"engine {name!r} is not available: {error}") from error
+        return loaded
+    entry = _brought().get(name)
+    if entry is None:
+        raise _unknown(name)
     try:
-        loaded: Engine = getattr(importlib.import_module(module, __package__), attribute)()
-    except ImportError as error:
-        raise EngineNotAvailable(f"engine {name!r} is not available: {error}") from error
+        loaded = entry.load()()
+    except Exception as error:  # whatever another package may do wrong
+        raise EngineNotAvailable(f"engine {name!r}, {entry.value}, cannot be loaded: {error!r}") from error
+    if not isinstance(loaded, Engine) or loaded.name != name:
+        raise EngineNotAvailable(f"engine {name!r}, {entry.value}, must be an Engine of that name, got {loaded!r}")
     return loaded

@@ -251,6 +251,7 @@ FORMULAS: dict[str, Callable[..., tuple[Array, ...]]] = {
     "take_labels": lambda t, rows: (t[rows],),
     "take_weights": lambda w, rows: (w[rows],),
     "add": lambda x, y: (x + y,),
+    "multiply": lambda x, y: (x * y,),
     "scale": lambda x, factor: (factor * x,),
     "l2_loss": l2_loss,
     "layer_norm_forward": layer_norm,

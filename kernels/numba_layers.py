@@ -104,6 +104,12 @@ def add(x: Array, y: Array, z: Array) -> None:
             z[i, j] = x[i, j] + y[i, j]
 
 
+def multiply(x: Array, y: Array, z: Array) -> None:
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            z[i, j] = x[i, j] * y[i, j]
+
+
 def scale(x: Array, factor: Array, y: Array) -> None:
     real = x.dtype.type(factor[0])
     for i in range(x.shape[0]):

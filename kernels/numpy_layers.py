@@ -77,6 +77,10 @@ def add(x: Array, y: Array, z: Array) -> None:
     np.add(x, y, out=z)
 
 
+def multiply(x: Array, y: Array, z: Array) -> None:
+    np.multiply(x, y, out=z)
+
+
 def scale(x: Array, factor: Array, y: Array) -> None:
     np.multiply(x, x.dtype.type(factor[0]), out=y)
 

@@ -99,6 +99,7 @@ OPS: dict[str, Op] = {
         Op("softmax_jacobian", "p:f[B,N] -> j:f[B,N,N]", lambda d: 2 * d["B"] * d["N"] ** 2),
         Op("softmax_backward", "dp:f[B,N] p:f[B,N] -> dz:f[B,N]", _per_element(4)),
         Op("add", "x:f[B,N] y:f[B,N] -> z:f[B,N]", _per_element(1)),
+        Op("multiply", "x:f[B,N] y:f[B,N] -> z:f[B,N]", _per_element(1), {"y": normal}),
         Op("scale", "x:f[B,N] factor:s[1] -> y:f[B,N]", _per_element(1)),
         # normalisation: normal = (x - mean) * scale, scale = 1 / sqrt(var + eps), y = normal * w + b
         Op(

@@ -5,14 +5,17 @@ import copy
 import importlib.util
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fastbp
+from fastbp.__main__ import main
 
 from .conftest import ENGINES
 
@@ -156,3 +159,100 @@ def test_importing_loads_no_array_library_but_numpy():
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment | variables
         )
         assert answer.stdout.strip() == "set()"
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Make it look as if a package were installed that brings engines."""
+
+    def install(code, **engines):
+        about = tmp_path / "brought-1.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: brought\nVersion: 1.0\n")
+        lines = [f"{name} = {value}" for name, value in engines.items()]
+        (about / "entry_points.txt").write_text("\n".join(["[fastbp.engines]", *lines]))
+        (tmp_path / "brought.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    yield install
+    sys.modules.pop("brought", None)
+    fastbp.selection._load.cache_clear()
+
+
+BROUGHT = """
+from fastbp.kernels.numpy_engine import NumpyEngine
+class Abacus(NumpyEngine):
+    name, device = "abacus", "wood"
+class Other(NumpyEngine):
+    name = "numpy"
+def broken():
+    raise RuntimeError("beads are missing")
+"""
+
+
+def test_engines_of_other_packages(installed, capsys):
+    installed(BROUGHT, abacus="brought:Abacus")
+    assert fastbp.engine("abacus").device == "wood"
+    assert fastbp.engines()[-1] == ("abacus", True, "wood", "")
+    model = fastbp.Sequential([fastbp.Dense(2, 1)], engine="abacus", seed=0)
+    assert model.engine is fastbp.engine("abacus") and pickle.loads(pickle.dumps(model)).engine.name == "abacus"
+    main(["info"])
+    assert re.search(r"abacus +wood +available", capsys.readouterr().out)
+    assert main(["check", "abacus", "--ops", "relu_forward"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        ("brought:broken", r"brought:broken, cannot be loaded: RuntimeError\('beads are missing'\)"),
+        ("brought:Nothing", "cannot be loaded: AttributeError"),
+        ("nowhere:Abacus", "cannot be loaded: ModuleNotFoundError"),
+        ("brought:Other", r"must be an Engine of that name, got <fastbp engine 'numpy' on cpu>"),
+        ("builtins:dict", r"must be an Engine of that name, got \{\}"),
+    ],
+)
+def test_a_broken_engine_says_so_and_breaks_nothing_else(installed, value, match):
+    installed(BROUGHT, abacus=value)
+    with pytest.raises(fastbp.EngineNotAvailable, match=match):
+        fastbp.engine("abacus")
+    info = fastbp.engines()[-1]
+    assert info.name == "abacus" and not info.available and re.search(match, info.why_not)
+    assert fastbp.engine("numpy").name == "numpy"
+    with pytest.raises(ValueError, match="engine must be one of numpy, numba, cupy, abacus, got 'abax'"):
+        fastbp.engine("abax")
+
+
+def test_fastbps_own_names_cannot_be_taken(installed):
+    installed(BROUGHT, numpy="brought:Other")
+    assert type(fastbp.engine("numpy")).__module__ == "fastbp.kernels.numpy_engine"
+    assert [info.name for info in fastbp.engines()].count("numpy") == 1
+
+
+def test_the_engine_in_the_docs_keeps_its_promises(installed):
+    page = (Path(__file__).parent.parent / "docs" / "engines.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    name, value = re.search(r"entry-points.*\n(\w+) = \"(.*)\"", page).groups()
+    installed(code, **{name: value.replace("einsum_engine", "brought")})
+    report = fastbp.check(name)
+    assert report.passed, f"\n{report}"
+    X, y = fastbp.spiral_data(20, 3, seed=0)
+    models = [
+        fastbp.Sequential(
+            [fastbp.Dense(2, 8), fastbp.ReLU(), fastbp.Dense(8, 3)],
+            loss=fastbp.SoftmaxCrossEntropy(),
+            optimizer=fastbp.Adam(0.01),
+            engine=engine,
+            dtype=np.float64,
+            seed=0,
+        ).fit(X, y, epochs=3)
+        for engine in (name, "numpy")
+    ]
+    np.testing.assert_allclose(*(model.predict_proba(X) for model in models), rtol=1e-9)
+
+
+def test_a_fault_in_the_docs_engine_is_found(installed):
+    page = (Path(__file__).parent.parent / "docs" / "engines.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    installed(code.replace("    z += b\n", ""), einsum="brought:EinsumEngine")
+    report = fastbp.check("einsum", ["dense_forward", "dense_input_grad"])
+    assert {failure.op for failure in report.failures} == {"dense_forward"}
