@@ -50,6 +50,9 @@ class Rule(NamedTuple):
         return cls(tuple(map(Pattern.parse, parts.split(";"))), Pattern.parse(fused))
 
 
+# the activations whose slope is known from their output, and what they are told
+BENT = {"leaky_relu": " negative_slope", "elu": " alpha", "tanh": "", "sigmoid": ""}
+
 RULES = tuple(
     map(
         Rule.parse,
@@ -57,6 +60,11 @@ RULES = tuple(
             "dense_forward x w b -> z; relu_forward z -> y => dense_relu_forward x w b -> y",
             "dense_input_grad dz w -> dy; relu_backward dy y -> dx => dense_relu_input_grad dz w y -> dx",
             "dense_relu_input_grad dz w y -> dx; dense_bias_grad dx -> db => dense_relu_grads dz w y -> dx db",
+            *[
+                f"dense_input_grad dz w -> dy; {name}_backward dy y{setting} -> dx; dense_bias_grad dx -> db"
+                f" => dense_{name}_grads dz w y{setting} -> dx db"
+                for name, setting in BENT.items()
+            ],
             "dense_forward x w b -> z; softmax_cross_entropy z t total -> dz"
             " => dense_softmax_cross_entropy x w b t total -> dz",
             "dense_softmax_cross_entropy x w b t total -> dz; dense_relu_grads dz w x -> dx db"

@@ -19,14 +19,14 @@ class Residual(Layer):
 
     Parameters
     ----------
-    layers : sequence of Layer
+    layers : Layer or sequence of Layer
         Their output has as many features as their input.
     engine : str or Engine, optional
 
     Examples
     --------
     >>> import numpy as np, fastbp
-    >>> block = fastbp.Residual([fastbp.Dense(2, 2)])
+    >>> block = fastbp.Residual(fastbp.Dense(2, 2))
     >>> block.layers[0].weights = [[1.0, 0.0], [0.0, -1.0]]
     >>> block.forward(np.array([[3.0, 4.0]]))
     array([[6., 0.]])
@@ -34,9 +34,9 @@ class Residual(Layer):
     array([[2., 0.]])
     """
 
-    def __init__(self, layers: Sequence[Layer], *, engine: str | Engine | None = None) -> None:
+    def __init__(self, layers: Layer | Sequence[Layer], *, engine: str | Engine | None = None) -> None:
         super().__init__(engine=engine)
-        self.layers = tuple(layers)
+        self.layers = (layers,) if isinstance(layers, Layer) else tuple(layers)
         if not self.layers or not all(isinstance(layer, Layer) for layer in self.layers):
             raise TypeError(f"layers must be a sequence of at least one layer, got {layers!r}")
         self.features = next((layer.features for layer in self.layers if layer.features is not None), None)

@@ -47,6 +47,16 @@ def relu_input_grad(dz: Array, w: Array, y: Array) -> tuple[Array, ...]:
     return (np.where(y <= 0, 0, product(dz, w.T)),)
 
 
+def grads_through(name: str) -> Callable[..., tuple[Array, ...]]:
+    """Input gradient, activation backward and bias gradient in a row."""
+
+    def grads(dz: Array, w: Array, y: Array, *settings: Array) -> tuple[Array, ...]:
+        (dx,) = FORMULAS[f"{name}_backward"](product(dz, w.T), y, *settings)
+        return dx, dx.sum(0)[None]
+
+    return grads
+
+
 def one_hot(t: Array, p: Array) -> Array:
     rows: Array = np.eye(p.shape[1])[t]
     return rows
@@ -315,6 +325,7 @@ FORMULAS: dict[str, Callable[..., tuple[Array, ...]]] = {
     "dense_relu_forward": lambda x, w, b: (np.maximum(product(x, w) + b, 0),),
     "dense_relu_input_grad": relu_input_grad,
     "dense_relu_grads": lambda dz, w, y: (relu_input_grad(dz, w, y)[0], relu_input_grad(dz, w, y)[0].sum(0)[None]),
+    **{f"dense_{name}_grads": grads_through(name) for name in ("leaky_relu", "elu", "tanh", "sigmoid")},
     "dense_weight_sgd": lambda x, dz, w, lr: (w - lr * product(x.T, dz),),
     "dense_bias_sgd": lambda dz, b, lr: (b - lr * dz.sum(0),),
     "dense_softmax_cross_entropy": lambda x, w, b, *targets: softmax_cross_entropy(product(x, w) + b, *targets),

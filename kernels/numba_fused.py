@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from numba import njit
 
 from .numba_losses import cross_entropy_by_class, softmax_cross_entropy_of
 from .numba_math import FAST
 from .numba_products import (
+    SLOPES,
     is_narrow,
     is_narrow_product,
     is_small,
@@ -33,12 +36,25 @@ def dense_relu_input_grad(dz: Array, w: Array, y: Array, dx: Array, scratch: Arr
 
 
 def dense_relu_grads(dz: Array, w: Array, y: Array, dx: Array, db: Array, scratch: Array) -> None:
-    db[:] = 0
-    if is_small(dz, w.T):
-        wt, _ = transposed(w, scratch)
-        product(dz, wt, dx, mask=y, sums=db)
-    else:
-        product(dz, w.T, dx, mask=y, sums=db)
+    relu_grads(dz, w, y, 0, dx, db, scratch)
+
+
+def dense_leaky_relu_grads(
+    dz: Array, w: Array, y: Array, negative_slope: Array, dx: Array, db: Array, scratch: Array
+) -> None:
+    leaky_relu_grads(dz, w, y, negative_slope[0], dx, db, scratch)
+
+
+def dense_elu_grads(dz: Array, w: Array, y: Array, alpha: Array, dx: Array, db: Array, scratch: Array) -> None:
+    elu_grads(dz, w, y, alpha[0], dx, db, scratch)
+
+
+def dense_tanh_grads(dz: Array, w: Array, y: Array, dx: Array, db: Array, scratch: Array) -> None:
+    tanh_grads(dz, w, y, 0, dx, db, scratch)
+
+
+def dense_sigmoid_grads(dz: Array, w: Array, y: Array, dx: Array, db: Array, scratch: Array) -> None:
+    sigmoid_grads(dz, w, y, 0, dx, db, scratch)
 
 
 def dense_weight_sgd(x: Array, dz: Array, w: Array, lr: Array, scratch: Array) -> None:
@@ -100,6 +116,25 @@ def classifier_sgd(
         classifier(x, w, b, t, total, dz, dx, db, rest)
         product(None, dz, b, rate=rate)
         product(x.T, dz, w, rate=rate)
+
+
+def grads_through(slope: int) -> Any:
+    """The gradients in front of an activation, by its place in SLOPES."""
+
+    def grads(dz: Array, w: Array, y: Array, number: Any, dx: Array, db: Array, scratch: Array) -> None:
+        setting = w.dtype.type(number)
+        db[:] = 0
+        if is_small(dz, w.T):
+            wt, _ = transposed(w, scratch)
+            product(dz, wt, dx, mask=y, slope=slope, number=setting, sums=db)
+        else:
+            product(dz, w.T, dx, mask=y, slope=slope, number=setting, sums=db)
+
+    grads.__qualname__ += str(slope)  # by which compiled code is told apart
+    return njit(**FAST)(grads)
+
+
+relu_grads, leaky_relu_grads, elu_grads, tanh_grads, sigmoid_grads = map(grads_through, range(len(SLOPES)))
 
 
 @njit(**FAST)

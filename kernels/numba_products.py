@@ -19,6 +19,7 @@ from .numba_math import FAST
 from .ops import Array
 
 __all__ = [
+    "SLOPES",
     "VECTOR_BYTES",
     "copy_row",
     "is_narrow",
@@ -52,7 +53,7 @@ class Vectors:
         self.size = context.get_abi_sizeof(self.element)
         self.lanes = VECTOR_BYTES // self.size
         self.type = ir.VectorType(self.element, self.lanes)
-        self.zero = ir.Constant(self.type, [0.0] * self.lanes)
+        self.zero, self.one = (ir.Constant(self.type, [x] * self.lanes) for x in (0.0, 1.0))
 
     def index(self, n: Any) -> Any:
         return ir.Constant(INDEX, n)
@@ -140,7 +141,33 @@ def blas(v: Any, operands: Any, alpha: Any, beta: Any) -> Any:
     v.builder.call(cgutils.get_or_insert_function(v.builder.module, function, "numba_xxgemm"), args)
 
 
-@intrinsic
+def relu_slope(v: Vectors, x: Any, y: Any, _: Any) -> Any:
+    return v.builder.select(v.builder.fcmp_unordered(">", y, v.zero), x, v.zero)
+
+
+def leaky_relu_slope(v: Vectors, x: Any, y: Any, negative_slope: Any) -> Any:
+    bent = v.builder.fmul(x, v.splat(negative_slope))
+    return v.builder.select(v.builder.fcmp_ordered(">", y, v.zero), x, bent)
+
+
+def elu_slope(v: Vectors, x: Any, y: Any, alpha: Any) -> Any:
+    bent = v.builder.fmul(x, v.builder.fadd(y, v.splat(alpha)))
+    return v.builder.select(v.builder.fcmp_ordered(">", y, v.zero), x, bent)
+
+
+def tanh_slope(v: Vectors, x: Any, y: Any, _: Any) -> Any:
+    return v.builder.fmul(x, v.builder.fmul(v.builder.fsub(v.one, y), v.builder.fadd(v.one, y)))
+
+
+def sigmoid_slope(v: Vectors, x: Any, y: Any, _: Any) -> Any:
+    return v.builder.fmul(x, v.builder.fmul(y, v.builder.fsub(v.one, y)))
+
+
+#: x times the slope of an activation whose output is y
+SLOPES = relu_slope, leaky_relu_slope, elu_slope, tanh_slope, sigmoid_slope
+
+
+@intrinsic(prefer_literal=True)
 def product(
     typingctx: Any,
     a: Any,
@@ -149,6 +176,8 @@ def product(
     bias: Any = None,
     relu: Any = None,
     mask: Any = None,
+    slope: Any = None,
+    number: Any = None,
     sums: Any = None,
     rate: Any = None,
 ) -> Any:
@@ -156,18 +185,20 @@ def product(
 
     A transposed b means BLAS, because tiles need rows of b that are vectors.
 
-    What else is given joins in, in this order: a @ b + bias; 0 where that is below 0; 0 where mask is 0 or below;
-    sums += its column sums; c -= rate * that instead of c = that.
+    What else is given joins in, in this order: a @ b + bias; 0 where that is below 0; times the slope of an activation
+    whose output is mask, ReLU's if it is not named by an index of SLOPES, with the activation's `number`; sums += its
+    column sums; c -= rate * that instead of c = that.
     """
-    given = [types.none if ty is None else ty for ty in (a, b, c, bias, relu, mask, sums, rate)]
+    given = [types.none if ty is None else ty for ty in (a, b, c, bias, relu, mask, slope, number, sums, rate)]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         v = Vectors(context, builder, c.dtype)
-        (_, a_at), (b_shape, b_at), (c_shape, c_at), (_, bias_at), _, (_, mask_at), (_, sums_at), _ = map(
+        (_, a_at), (b_shape, b_at), (c_shape, c_at), (_, bias_at), _, (_, mask_at), _, _, (_, sums_at), _ = map(
             v.matrix, given, args
         )
         (m, n), terms, zero = c_shape, b_shape[0], v.index(0)
-        relu, rate = given[4] != types.none, given[7] != types.none
+        relu, rate = given[4] != types.none, given[9] != types.none
+        times_slope = SLOPES[0 if given[6] == types.none else given[6].literal_value]
 
         def finish(x: Any, rows: Any, columns: Any, lanes: Any) -> Any:
             """Stores x[r, s] as the vector that begins at c[rows[r], columns[s]]. A row named twice counts once."""
@@ -175,8 +206,7 @@ def product(
                 if relu:
                     x[r, s] = builder.select(builder.fcmp_ordered("<=", x[r, s], v.zero), v.zero, x[r, s])
                 if mask_at:
-                    keep = builder.fcmp_unordered(">", v.load(mask_at(rows[r], columns[s]), lanes), v.zero)
-                    x[r, s] = builder.select(keep, x[r, s], v.zero)
+                    x[r, s] = times_slope(v, x[r, s], v.load(mask_at(rows[r], columns[s]), lanes), args[7])
                 if rate:
                     x[r, s] = v.fma(v.splat(builder.fneg(args[-1])), x[r, s], v.load(c_at(rows[r], columns[s]), lanes))
             for r, s in x:

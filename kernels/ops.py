@@ -196,6 +196,20 @@ OPS: dict[str, Op] = {
         Op("dense_relu_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> y:f[B,N]", _product),
         Op("dense_relu_input_grad", "dz:f[B,N] w:f[K,N] y:f[B,K] -> dx:f[B,K]", _product),
         Op("dense_relu_grads", "dz:f[B,N] w:f[K,N] y:f[B,K] -> dx:f[B,K] db:f[1,K]", _product),
+        *[
+            Op(
+                f"dense_{name}_grads",
+                f"dz:f[B,N] w:f[K,N] y:f[B,K]{setting} -> dx:f[B,K] db:f[1,K]",
+                _product,
+                {"y": ACTIVATED.get(name, normal)},
+            )
+            for name, setting in [
+                ("leaky_relu", " negative_slope:s[1]"),
+                ("elu", " alpha:s[1]"),
+                ("tanh", ""),
+                ("sigmoid", ""),
+            ]
+        ],
         Op("dense_weight_sgd", "x:f[B,K] dz:f[B,N] w!:f[K,N] lr:s[1] ->", _product),
         Op("dense_bias_sgd", "dz:f[B,N] b!:f[1,N] lr:s[1] ->", _per_element(1)),
         Op(

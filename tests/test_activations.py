@@ -194,3 +194,21 @@ def test_a_bad_setting_changes_nothing():
     with pytest.raises(ValueError, match="negative_slope"):
         layer.negative_slope = -1
     assert layer.negative_slope == 0.2 and repr(layer) == "LeakyReLU(negative_slope=0.2)"
+
+
+@pytest.mark.parametrize(
+    ("name", "op"), [("Tanh", "tanh"), ("Sigmoid", "sigmoid"), ("LeakyReLU", "leaky_relu"), ("ELU", "elu")]
+)
+def test_what_lies_in_front_of_an_activation_is_fused_with_its_slope(name, op):
+    numba = pytest.importorskip("numba") and fastbp.engine("numba")
+    X, y = small_data(12)
+    model = fastbp.Sequential(
+        [fastbp.Dense(4, 6), ACTIVATIONS[name](), fastbp.Dense(6, 3)],
+        loss=fastbp.SoftmaxCrossEntropy(),
+        optimizer=fastbp.SGD(0.1),
+        engine=numba,
+    )
+    model.train_on_batch(X, y)
+    (tape,) = model._tapes.values()
+    fused = [call.op.name for call in tape.calls]
+    assert f"dense_{op}_grads" in fused and not {f"{op}_backward", "dense_bias_grad"} & set(fused)

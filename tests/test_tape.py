@@ -193,6 +193,15 @@ STACKS = {
     "own layer": lambda: [Bottleneck(4, 2), fastbp.ReLU(), Bottleneck(4, 3), fastbp.Dense(4, 3)],
     "reads the sums again": lambda: [fastbp.Dense(4, 5), Rectifier(), fastbp.Dense(5, 3)],
     "masks by its gradient": lambda: [fastbp.Dense(4, 5), Upward(), fastbp.Dense(5, 3)],
+    "activations": lambda: [
+        fastbp.Dense(4, 5), fastbp.Tanh(), fastbp.Dense(5, 6), fastbp.LeakyReLU(0.2), fastbp.Dense(6, 4),
+        fastbp.ELU(0.7),
+        fastbp.Dense(4, 5), fastbp.Sigmoid(), fastbp.Dense(5, 4), fastbp.GELU(), fastbp.Dense(4, 3), fastbp.SiLU(),
+    ],
+    "normalised": lambda: [
+        fastbp.Dense(4, 6), fastbp.LayerNorm(6), fastbp.Tanh(), fastbp.Residual([fastbp.Dense(6, 6), fastbp.ReLU()]),
+        fastbp.Dense(6, 3),
+    ],
     "softmax within": lambda: [fastbp.Dense(4, 5), fastbp.Softmax(), fastbp.Dense(5, 3)],
 }  # fmt: skip
 OPTIMIZERS = {
