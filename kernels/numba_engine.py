@@ -63,28 +63,34 @@ class Table:
     def __init__(self, calls: Sequence[Call], scratch: Array) -> None:
         self._calls = calls
         self._scratch = scratch
-        self._rows: list[list[int]] = [[] for _ in calls]
+        self._open = [i for i, call in enumerate(calls) if any(isinstance(a, str) for a in call.arguments)]
         self._slots: dict[str, Array] = {}
+        self._bound = False
         self._table = self._starts = np.empty(0, np.int64)
 
     def bind(self, **slots: Array) -> None:
-        if not slots and len(self._starts):
-            return
-        for i, (op, arguments) in enumerate(self._calls):
-            if not self._rows[i] or any(isinstance(a, str) for a in arguments):
-                arrays = [*(slots[a] if isinstance(a, str) else a for a in arguments), self._scratch]
-                self._rows[i] = [address_of(op, arrays), *describe(arrays)]
-        self._table = np.concatenate(self._rows)
-        self._starts = np.cumsum([0, *map(len, self._rows[:-1])])
+        if not len(self._starts):
+            rows = [self._row(call, slots) for call in self._calls]
+            self._table, self._starts = np.concatenate(rows), np.cumsum([0, *map(len, rows[:-1])])
+        else:
+            for i in self._open:
+                row, start = self._row(self._calls[i], slots), self._starts[i]
+                self._table[start : start + len(row)] = row
         self._slots = slots
+        self._bound = True
+
+    def _row(self, call: Call, slots: dict[str, Array]) -> list[int]:
+        arrays = [*(slots[a] if isinstance(a, str) else a for a in call.arguments), self._scratch]
+        return [address_of(call.op, arrays), *describe(arrays)]
 
     def run(self, steps: int) -> None:
-        replay(self._table, self._starts, steps)
+        if self._bound:
+            replay(self._table, self._starts, steps)
 
     def release(self) -> None:
         if self._slots:
             self._slots = {}
-            self._table = self._starts = np.empty(0, np.int64)
+            self._bound = False
 
 
 def describe(arrays: Sequence[Array]) -> list[int]:
