@@ -88,11 +88,13 @@ class Memory:
 
     def gradients_of(self, layer: Layer) -> dict[str, Array]:
         """Where the gradients of a layer's parameters are written, by name and in their shapes."""
+        return self.parts_of(layer, self.gradients)
+
+    def parts_of(self, layer: Layer, array: Array) -> dict[str, Array]:
+        """What belongs to a layer's parameters in an array of a number for each, such as an optimizer's moments."""
         if not layer.trainable:
             return {}
-        return {
-            name: self.gradients[where].reshape(shape) for owner, name, where, shape in self._places if owner is layer
-        }
+        return {name: array[where].reshape(shape) for owner, name, where, shape in self._places if owner is layer}
 
     def start_epoch(self) -> None:
         """Set all counters to 0."""

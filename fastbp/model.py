@@ -226,13 +226,18 @@ class Sequential(Network):
             return trainer.epoch()
 
     @contextlib.contextmanager
-    def training(self, *, threads: int | None = None, watched: bool = True) -> Iterator[Trainer]:
+    def training(
+        self, loss: Loss | None = None, accumulate: int = 1, *, threads: int | None = None, watched: bool = True
+    ) -> Iterator[Trainer]:
         """Train by a loop of one's own, in a ``with`` block that no other thread may enter meanwhile.
 
         Parameters
         ----------
-        threads : int, optional
-            As in `fit`.
+        loss : Loss, optional
+            In place of the model's.
+        accumulate, threads : optional
+            As in `fit`. Without an optimizer, an epoch leaves its mean gradient in ``memory.gradients`` where
+            `accumulate` is its number of batches, above 1.
         watched : bool, default True
             Whether a loss or weights that are not finite raise FloatingPointError.
 
@@ -245,7 +250,7 @@ class Sequential(Network):
         with (
             self._lock,
             limited_threads(threads, self.engine),
-            Trainer(self, _needed("loss", self.loss), watched=watched) as trainer,
+            Trainer(self, _needed("loss", loss or self.loss), accumulate, watched=watched) as trainer,
         ):
             yield trainer
 
@@ -265,8 +270,7 @@ class Sequential(Network):
 
     def predict_proba(self, X: Any) -> Array:
         """Class probabilities, shape (rows, classes)."""
-        loss = _needed("loss", self.loss).twin(engine=self.engine)
-        return self.engine.asnumpy(loss.probabilities(self.engine.asarray(self._outputs(self._features_of(X)))))
+        return self._outputs(self._features_of(X), _needed("loss", self.loss))
 
     def evaluate(self, X: Any, y: Any, *, sample_weight: Any = None, metrics: Metrics = ()) -> dict[str, float]:
         """The ``loss`` on data held out, the ``accuracy`` where there are classes, and metrics as in `fit`."""
@@ -400,14 +404,14 @@ class Sequential(Network):
             raise ValueError("no layer of this model has parameters to train")
         return loss if class_weight is None else loss.with_class_weight(class_weight)
 
-    def _outputs(self, X: Array) -> Array:
-        """The last layer's output for all rows of a checked X, as a NumPy array."""
-        outputs = []
+    def _outputs(self, X: Array, loss: Loss | None = None) -> Array:
+        """The last layer's output for all rows of a checked X, or what a loss takes for probabilities, as NumPy's."""
+        outputs, parts = [], [*self.walk(), *([] if loss is None else [loss])]
         with limited_threads(self.threads, self.engine):
             for start in range(0, len(X), PREDICT_ROWS):
                 piece = X[start : start + PREDICT_ROWS]
-                record = partial(record_forward, self, rows=piece.shape[0], features=piece.shape[1])
-                tape = self.tape("forward", *piece.shape, record=record, parts=list(self.walk()))
+                record = partial(record_forward, self, rows=piece.shape[0], features=piece.shape[1], loss=loss)
+                tape = self.tape("forward", *piece.shape, record=record, parts=parts)
                 with tape.bound():
                     tape.memory["X"][...] = self.engine.asarray(piece)
                     tape.run()

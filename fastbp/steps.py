@@ -34,7 +34,7 @@ def record_training(
     batch: int,
     loss: Loss,
     *,
-    kind: str = "step",
+    accumulate: bool = False,
 ) -> None:
     """Write down a step: take a batch, forward, loss, backward, update.
 
@@ -48,9 +48,8 @@ def record_training(
     batch : int
         Rows of a step.
     loss : Loss
-    kind : {"step", "gradients", "slope"}
-        With "gradients", add them to those of other batches in place of the update; with "slope", leave them in the
-        model's memory.
+    accumulate : bool, default False
+        Add the gradients to those of other batches in place of the update.
     """
     memory = model.memory
     order, X, y = (recorder.slot(name, data[name].shape, data[name].dtype) for name in ("order", "X", "y"))
@@ -86,9 +85,7 @@ def record_training(
         with named(loss, "penalize"):
             decayed, slopes = map(recorder.adopt, memory.decayed)
             twin_of_loss.penalize(batch, decayed, slopes, total)
-    if kind == "slope":
-        return
-    if kind == "gradients":
+    if accumulate:
         mean = recorder.scalar(loss.reduction == "mean")
         counters = recorder.adopt(memory.seen), recorder.adopt(memory.weight), recorder.adopt(memory.sums)
         recorder.accumulate(recorder.adopt(memory.gradients), total, mean, *counters)
@@ -97,12 +94,16 @@ def record_training(
 
 
 def record_update(model: Network, recorder: Recorder, data: dict[str, Array], *, average: bool = False) -> None:
-    """Write down the optimizer's part of a step; `average` takes the mean of gradients that were added up."""
+    """Write down the optimizer's part of a step; `average` takes the mean of gradients that were added up.
+
+    Without an optimizer, the gradients stay in the model's memory.
+    """
     memory, optimizer = model.memory, model.optimizer
-    assert optimizer is not None
     if average:
         mean = recorder.average(recorder.adopt(memory.sums), recorder.adopt(memory.weight))
         recorder.want(mean, memory.gradients)
+    if optimizer is None:
+        return
     if "rates" in data:
         rates = recorder.slot("rates", data["rates"].shape, np.float64)
         recorder.next_rate(rates, recorder.adopt(memory.step), recorder.adopt(optimizer.rate))
@@ -123,13 +124,19 @@ def check_unchanged(part: Part, twin: Part) -> None:
             )
 
 
-def record_forward(model: Network, recorder: Recorder, rows: int, features: int) -> None:
-    """Write down a forward pass for prediction, from the tape's memory "X" to its memory "outputs"."""
+def record_forward(model: Network, recorder: Recorder, rows: int, features: int, loss: Loss | None = None) -> None:
+    """Write down a forward pass for prediction, from the tape's memory "X" to its memory "outputs".
+
+    With a loss, to what that takes for probabilities.
+    """
     recorder.memory["X"] = model.engine.zeros((rows, features), model.dtype)
     outputs = inputs = recorder.adopt(recorder.memory["X"])
     for layer in model.layers:
         with named(layer, "forward"):
             outputs = recorder.asarray(recorded(layer, recorder, training=False).forward(outputs))
+    if loss is not None:
+        with named(loss, "probabilities"):
+            outputs = recorder.asarray(recorded(loss, recorder).probabilities(outputs))
     recorder.memory["outputs"] = recorder.memory["X"] if outputs is inputs else recorder.want(outputs)
 
 

@@ -39,7 +39,7 @@ class Trainer:
     loss : Loss
         The model's, or its twin with other class weights.
     accumulate : int, default 1
-        How many batches' gradients make one update.
+        How many batches' gradients make one update. A model without an optimizer keeps them in its memory.
     watched : bool, default True
         Raise FloatingPointError where loss or weights are no longer finite, and go back to the last that were.
     """
@@ -75,14 +75,6 @@ class Trainer:
             self._slots["order"][...] = self._model.engine.asarray(order)
         self._replay()
         return self._loss.value(self._model.memory.total)
-
-    def bind_slope(self, data: Data) -> None:
-        """Make ready for `slope` over all of `data`."""
-        self._replays = self._prepare(data, [("slope", len(data.X), 1)])
-
-    def slope(self) -> float:
-        """The loss at the model's parameters, and in its memory all gradients; nothing is updated."""
-        return self.epoch()
 
     def epoch_through(self, batches: Iterable[Data]) -> float:
         """Train for an epoch over batches as they come; returns its loss."""
@@ -141,7 +133,9 @@ class Trainer:
         record: Callable[..., None] = (
             partial(record_update, self._model, data=slots, average=True)
             if kind == "update"
-            else partial(record_training, self._model, data=slots, batch=batch, loss=self._loss, kind=kind)
+            else partial(
+                record_training, self._model, data=slots, batch=batch, loss=self._loss, accumulate=kind == "gradients"
+            )
         )
         shapes = [(name, x.shape[1:], x.dtype) for name, x in slots.items()]
         parts = [part for part in (*self._model.walk(), self._loss, self._optimizer) if part is not None]

@@ -446,13 +446,15 @@ def test_a_loop_of_ones_own_trains_as_fit_does(engine):
     assert_same_parameters(model, other)
 
 
-def test_the_slope_of_all_rows_changes_nothing(engine):
+@pytest.mark.parametrize("size", [16, 50])
+def test_without_an_optimizer_an_epoch_gives_the_gradient_over_all_rows(engine, size):
     X, y = small_data()
     model = small_model(engine)
+    model.optimizer = None
     before, expected = parameters_of(model), model.gradients(X, y)
-    with model.training() as trainer:
-        trainer.bind_slope(fastbp.training.Data(X, y, None))
-        assert trainer.slope() == pytest.approx(expected.loss)
+    with model.training(accumulate=4 if size < 50 else 1) as trainer:
+        trainer.bind(fastbp.training.Data(X, y, None), size)
+        assert trainer.epoch() == trainer.epoch() == pytest.approx(expected.loss)
     for layer, gradients in zip(model.layers, expected.layers, strict=True):
         for name, where in model.memory.gradients_of(layer).items():
             np.testing.assert_allclose(where, gradients[f"{name}"], rtol=1e-9)
