@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from .callbacks import EarlyStopping as EarlyStopping
     from .conformance import Report as Report
     from .conformance import check as check
+    from .convert import export_onnx as export_onnx
+    from .convert import from_torch as from_torch
+    from .convert import to_torch as to_torch
     from .cross_entropy import CategoricalCrossEntropy as CategoricalCrossEntropy
     from .cross_entropy import SoftmaxCrossEntropy as SoftmaxCrossEntropy
     from .data import spiral_data as spiral_data
@@ -85,6 +88,7 @@ _HOMES = {
     "conformance": ["Report", "check"],
     "callbacks": ["Callback", "EarlyStopping"],
     "cross_entropy": ["CategoricalCrossEntropy", "SoftmaxCrossEntropy"],
+    "convert": ["export_onnx", "from_torch", "to_torch"],
     "data": ["spiral_data"],
     "embedding": ["Embedding"],
     "files": ["load"],

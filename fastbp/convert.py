@@ -1,0 +1,307 @@
+"""Models of other libraries, and for them: scikit-learn, PyTorch, ONNX."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .activations import ELU, GELU, Identity, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
+from .layers import Dense, Dropout, Layer, Softmax
+from .model import Sequential
+
+if TYPE_CHECKING:
+    from .perceptron import Perceptron
+
+__all__ = ["export_onnx", "from_torch", "to_torch"]
+
+
+def need(module: str, extra: str) -> Any:
+    """Import what an export writes with, or say how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ImportError(f"this needs {module}: pip install {extra}") from None
+
+
+def network_of(model: Any) -> Sequential:
+    """The `Sequential` that a fitted estimator trains, or the argument itself."""
+    if isinstance(model, Sequential):
+        return model
+    if not hasattr(model, "_network"):
+        raise TypeError(f"model must be a fastbp Sequential or estimator, got {type(model).__name__}")
+    if not hasattr(model, "coefs_"):
+        raise ValueError(f"{model!r} is not fitted yet")
+    network: Sequential = model._network()
+    return network
+
+
+def flat(layers: Any) -> list[Layer]:
+    """Layers that do something in a prediction."""
+    return [layer for layer in layers if not isinstance(layer, Dropout | Identity)]
+
+
+# PyTorch
+
+
+def to_torch(model: Sequential | Perceptron) -> Any:
+    """A `torch.nn.Sequential` with a copy of the weights.
+
+    Like the model's last layer, it gives logits, not probabilities.
+
+    Parameters
+    ----------
+    model : Sequential or estimator
+
+    Returns
+    -------
+    torch.nn.Sequential
+        In the model's dtype.
+
+    Raises
+    ------
+    ValueError
+        For a layer that has no counterpart there.
+    """
+    torch = need("torch", "torch")
+    made = []
+    for layer in network_of(model).layers:
+        if isinstance(layer, Dense):
+            module = torch.nn.Linear(layer.n_inputs, layer.n_neurons)
+            weights, biases = (layer.engine.asnumpy(x) for x in (layer.weights, layer.biases))
+            module.weight.data = torch.from_numpy(np.array(weights.T, order="C"))
+            module.bias.data = torch.from_numpy(biases[0].copy())
+        elif (make := TORCH.get(type(layer))) is not None:
+            module = make(torch.nn, layer)
+        else:
+            raise ValueError(f"{layer!r} has no counterpart in torch that to_torch knows")
+        made.append(module)
+    return torch.nn.Sequential(*made)
+
+
+TORCH: dict[type[Layer], Callable[[Any, Any], Any]] = {
+    Identity: lambda nn, layer: nn.Identity(),
+    ReLU: lambda nn, layer: nn.ReLU(),
+    LeakyReLU: lambda nn, layer: nn.LeakyReLU(layer.negative_slope),
+    ELU: lambda nn, layer: nn.ELU(layer.alpha),
+    GELU: lambda nn, layer: nn.GELU(layer.approximate),
+    SiLU: lambda nn, layer: nn.SiLU(),
+    Tanh: lambda nn, layer: nn.Tanh(),
+    Sigmoid: lambda nn, layer: nn.Sigmoid(),
+    Softplus: lambda nn, layer: nn.Softplus(layer.beta, layer.threshold),
+    Softmax: lambda nn, layer: nn.Softmax(dim=1),
+    Dropout: lambda nn, layer: nn.Dropout(layer.rate),
+}
+
+
+def from_torch(module: Any, **options: Any) -> Sequential:
+    """A model with a copy of the weights of a `torch.nn.Sequential`.
+
+    Parameters
+    ----------
+    module : torch.nn.Sequential
+        Of linear layers, activations and dropout; may hold others of its kind.
+    **options
+        Of `Sequential`: ``loss``, ``optimizer``, ``engine``, ``seed``... The dtype is that of the weights.
+
+    Returns
+    -------
+    Sequential
+
+    Raises
+    ------
+    ValueError
+        For a module that has no counterpart here.
+    """
+    torch = need("torch", "torch")
+    layers: list[Layer] = []
+    dtypes = set()
+    for part in module.modules():
+        if isinstance(part, torch.nn.Sequential):
+            continue
+        if isinstance(part, torch.nn.Linear):
+            dense = Dense(part.in_features, part.out_features)
+            dense.weights = part.weight.detach().cpu().numpy().T.copy()
+            none = np.zeros((1, part.out_features))
+            dense.biases = none if part.bias is None else part.bias.detach().cpu().numpy()[np.newaxis].copy()
+            dtypes.add(dense.weights.dtype)
+            layers.append(dense)
+        elif (make := FROM_TORCH.get(type(part).__name__)) is not None:
+            layers.append(make(part))
+        else:
+            raise ValueError(f"{part!r} has no counterpart in fastbp that from_torch knows")
+    dtype = np.result_type(*dtypes) if dtypes else np.float32
+    return Sequential(layers, **({"dtype": dtype} | options))
+
+
+def _softmax(part: Any) -> Layer:
+    if part.dim not in (1, -1):
+        raise ValueError(f"{part!r} must have dim=1")
+    return Softmax()
+
+
+FROM_TORCH: dict[str, Callable[[Any], Layer]] = {
+    "Identity": lambda part: Identity(),
+    "ReLU": lambda part: ReLU(),
+    "LeakyReLU": lambda part: LeakyReLU(part.negative_slope),
+    "ELU": lambda part: ELU(part.alpha),
+    "GELU": lambda part: GELU(part.approximate),
+    "SiLU": lambda part: SiLU(),
+    "Tanh": lambda part: Tanh(),
+    "Sigmoid": lambda part: Sigmoid(),
+    "Softplus": lambda part: Softplus(part.beta, part.threshold),
+    "Softmax": _softmax,
+    "Dropout": lambda part: Dropout(part.p),
+}
+
+
+# ONNX
+
+
+class Graph:
+    """Nodes of an ONNX graph, one after the other."""
+
+    def __init__(self, onnx: Any, dtype: np.dtype[Any]) -> None:
+        self.onnx, self.dtype = onnx, dtype
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def add(self, kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
+        """A node; returns the name of its output."""
+        out = out or f"{kind.lower()}_{len(self.nodes)}"
+        self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), [out], **attributes))
+        return out
+
+    def constant(self, value: Any, dtype: Any = None) -> str:
+        """An array that the graph holds; returns its name."""
+        array = np.asarray(value, self.dtype if dtype is None else dtype)
+        name = f"constant_{len(self.constants)}"
+        if array.dtype.kind in "UO":
+            texts = [str(text).encode() for text in array.ravel()]
+            tensor = self.onnx.helper.make_tensor(name, self.onnx.TensorProto.STRING, array.shape, texts)
+        else:
+            tensor = self.onnx.numpy_helper.from_array(array, name)
+        self.constants.append(tensor)
+        return name
+
+
+def _dense(graph: Graph, layer: Any, x: str) -> str:
+    weights, biases = (layer.engine.asnumpy(a) for a in (layer.weights, layer.biases))
+    return graph.add("Gemm", x, graph.constant(weights), graph.constant(biases[0]))
+
+
+def _gelu(graph: Graph, layer: Any, x: str) -> str:
+    if layer.approximate == "tanh":
+        cube = graph.add("Mul", graph.add("Mul", x, x), graph.add("Mul", x, graph.constant(0.044715)))
+        inner = graph.add("Mul", graph.add("Add", x, cube), graph.constant(np.sqrt(2 / np.pi)))
+        bend = graph.add("Tanh", inner)
+    else:
+        bend = graph.add("Erf", graph.add("Mul", x, graph.constant(np.sqrt(0.5))))
+    half = graph.add("Mul", x, graph.constant(0.5))
+    return graph.add("Mul", half, graph.add("Add", bend, graph.constant(1)))
+
+
+def _softplus(graph: Graph, layer: Any, x: str) -> str:
+    beta = graph.constant(layer.beta)
+    steep = graph.add("Mul", x, beta)
+    soft = graph.add("Div", graph.add("Softplus", steep), beta)
+    return graph.add("Where", graph.add("Greater", steep, graph.constant(layer.threshold)), x, soft)
+
+
+ONNX: dict[type[Layer], Callable[[Graph, Any, str], str]] = {
+    Dense: _dense,
+    ReLU: lambda graph, layer, x: graph.add("Relu", x),
+    LeakyReLU: lambda graph, layer, x: graph.add("LeakyRelu", x, alpha=layer.negative_slope),
+    ELU: lambda graph, layer, x: graph.add("Elu", x, alpha=layer.alpha),
+    GELU: _gelu,
+    SiLU: lambda graph, layer, x: graph.add("Mul", x, graph.add("Sigmoid", x)),
+    Tanh: lambda graph, layer, x: graph.add("Tanh", x),
+    Sigmoid: lambda graph, layer, x: graph.add("Sigmoid", x),
+    Softplus: _softplus,
+    Softmax: lambda graph, layer, x: graph.add("Softmax", x, axis=1),
+}
+
+
+def export_onnx(model: Sequential | Perceptron, path: str | Path) -> None:
+    """Write a model as an ONNX file (opset 17), whose input is ``X``.
+
+    A `Sequential`'s output is ``output``: that of its last layer. A regressor's is ``variable``: predictions, shape
+    (rows, outputs). A classifier has two, as those that skl2onnx writes: ``label`` and ``probabilities``, shape
+    (rows, classes).
+
+    Parameters
+    ----------
+    model : Sequential or fitted estimator
+    path : path
+
+    Raises
+    ------
+    ImportError
+        Where the package onnx is not installed.
+    ValueError
+        For a layer that ONNX has no operator for that is known here, or labels other than texts, integers and bools.
+    """
+    onnx = need("onnx", "'fastbp[onnx]'")
+    network = network_of(model)
+    graph = Graph(onnx, network.dtype)
+    x = "X"
+    for layer in flat(network.layers):
+        if type(layer) not in ONNX:
+            raise ValueError(f"{layer!r} has no counterpart in ONNX that export_onnx knows")
+        x = ONNX[type(layer)](graph, layer, x)
+    width = network._features
+    if isinstance(model, Sequential):
+        shapes: dict[str, tuple[Any, int | None]] = {graph.add("Identity", x, out="output"): (network.dtype, None)}
+    elif hasattr(model, "classes_"):
+        shapes = _classes(graph, model, x)
+    else:
+        x = graph.add("Exp", x) if model.out_activation_ == "exp" else x
+        shapes = {graph.add("Identity", x, out="variable"): (network.dtype, None)}
+    helper, types = onnx.helper, onnx.helper.np_dtype_to_tensor_dtype
+
+    def described(name: str, dtype: Any, shape: list[Any]) -> Any:
+        kind = onnx.TensorProto.STRING if dtype is str else types(np.dtype(dtype))
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    made = helper.make_graph(
+        graph.nodes,
+        "fastbp",
+        [described("X", network.dtype, ["rows", width])],
+        [described(name, dtype, ["rows"] if rank == 1 else ["rows", None]) for name, (dtype, rank) in shapes.items()],
+        graph.constants,
+    )
+    file = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], producer_name="fastbp", ir_version=8)
+    onnx.checker.check_model(file, full_check=True)
+    Path(path).write_bytes(file.SerializeToString())
+
+
+def _classes(graph: Graph, model: Any, logits: str) -> dict[str, tuple[Any, int | None]]:
+    """Nodes from a classifier's last layer to its label and probabilities; returns their dtypes and ranks."""
+    if model._multilabel:
+        yes = graph.add("Sigmoid", logits, out="probabilities")
+        over = graph.add("Greater", logits, graph.constant(0))
+        graph.add("Cast", over, out="label", to=graph.onnx.TensorProto.INT64)
+        return {"label": (np.int64, None), yes: (graph.dtype, None)}
+    if model.out_activation_ == "softmax":
+        graph.add("Softmax", logits, out="probabilities", axis=1)
+        place = graph.add("ArgMax", logits, axis=1, keepdims=0)
+    else:
+        yes = graph.add("Sigmoid", logits)
+        no = graph.add("Sub", graph.constant(1), yes)
+        graph.add("Concat", no, yes, out="probabilities", axis=1)
+        over = graph.add("Greater", logits, graph.constant(0))
+        whole = graph.add("Cast", over, to=graph.onnx.TensorProto.INT64)
+        last = graph.constant(len(model.classes_) - 1, np.int64)
+        flat_shape = graph.constant([-1], np.int64)
+        place = graph.add("Min", graph.add("Reshape", whole, flat_shape), last)
+    classes = np.asarray(model.classes_)
+    texts = classes.dtype.kind == "U" or all(isinstance(label, str) for label in classes.tolist())
+    if not texts and classes.dtype.kind not in "iub":
+        raise ValueError(f"classes must be texts, integers or bools for ONNX, got {classes.dtype}")
+    kind = str if texts else np.int64
+    labels = graph.constant(classes, object if texts else np.int64)
+    graph.add("Gather", labels, place, out="label", axis=0)
+    return {"label": (kind, 1), "probabilities": (graph.dtype, None)}
