@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -47,6 +47,13 @@ class Callback:
 
     def end(self, model: Sequential) -> None:
         """Training is over; called after an error or Ctrl-C as well."""
+
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this callback: arrays, and what JSON holds."""
+        return {}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        """Go back to what `progress` gave; called after `begin`."""
 
 
 class EarlyStopping(Callback):
@@ -118,6 +125,14 @@ class EarlyStopping(Callback):
             if self.restore_best:
                 self._kept = [array.copy() for array in model.weights_and_state()]
         return epoch - self.best_epoch >= self.patience
+
+    def progress(self) -> dict[str, Any]:
+        kept = {f"kept_{place}": array for place, array in enumerate(self._kept)}
+        return {"best": self.best, "best_epoch": self.best_epoch} | kept
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        self.best, self.best_epoch = progress["best"], progress["best_epoch"]
+        self._kept = [progress[f"kept_{place}"] for place in range(len(progress) - 2)]
 
     def end(self, model: Sequential) -> None:
         for array, kept in zip(model.weights_and_state(), self._kept, strict=bool(self._kept)):

@@ -36,8 +36,12 @@ def save(model: Sequential, path: str | Path, metadata: dict[str, Any] | None = 
     metadata : dict, optional
         Anything that JSON holds, which `read_metadata` gives back.
     """
-    tensors, about = _describe(model)
-    about["metadata"] = metadata or {}
+    tensors, about = describe(model)
+    write(path, tensors, about | {"metadata": metadata or {}})
+
+
+def write(path: str | Path, tensors: dict[str, Any], about: dict[str, Any]) -> None:
+    """Write arrays and what JSON holds to a file that is whole at any time: the old one or the new one."""
     try:
         from safetensors.numpy import save as to_bytes
     except ImportError:
@@ -74,20 +78,21 @@ def load(
     ValueError
         For a file that is not a model of fastbp, or of a later format.
     """
-    about, tensors = _read(Path(path))
+    about, tensors = read(path)
     try:
-        return _rebuild(about, tensors, engine, custom or {})
+        return rebuild(about, tensors, engine, custom or {})
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise ValueError(f"{path} is not a complete fastbp model: {error!r}") from error
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """The `metadata` that a model was saved with."""
-    metadata: dict[str, Any] = _read(Path(path))[0].get("metadata", {})
+    metadata: dict[str, Any] = read(path)[0].get("metadata", {})
     return metadata
 
 
-def _describe(model: Sequential) -> tuple[dict[str, Any], dict[str, Any]]:
+def describe(model: Sequential) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All that a model's file holds: arrays by name, and what JSON holds."""
     tensors = {
         f"{path}{name}": model.engine.asnumpy(layer.__dict__[name])
         for path, layer in _layers_of(model)
@@ -103,14 +108,15 @@ def _describe(model: Sequential) -> tuple[dict[str, Any], dict[str, Any]]:
         "layers": [_describe_part(layer) for layer in model.layers],
         "loss": _describe_part(model.loss),
         "optimizer": _describe_part(model.optimizer),
-        "schedule": _schedule_of(model).progress(),
+        "schedule": schedule_of(model).progress(),
         "history": model.history,
         "random": model.random_state(),
     }
     return tensors, about
 
 
-def _schedule_of(model: Sequential) -> Schedule:
+def schedule_of(model: Sequential) -> Schedule:
+    """The optimizer's schedule where it is one that learns; otherwise one that does not."""
     schedule = None if model.optimizer is None else model.optimizer.schedule
     return schedule if isinstance(schedule, Schedule) else Schedule()
 
@@ -140,7 +146,9 @@ def _describe_value(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `write` wrote: what JSON holds, and the arrays by name."""
+    path = Path(path)
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
@@ -160,9 +168,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return about, tensors
 
 
-def _rebuild(
+def rebuild(
     about: dict[str, Any], tensors: dict[str, Any], engine: str | Engine | None, custom: Mapping[str, type[Part]]
 ) -> Sequential:
+    """The model that `describe` described."""
     stack = [_make(description, custom) for description in about["layers"]]
     model = Sequential(
         stack,
@@ -177,7 +186,7 @@ def _rebuild(
     if model.optimizer is not None:
         for name in model.optimizer.state:
             _fill(model.optimizer.__dict__[name], tensors[f"optimizer.{name}"], f"optimizer.{name}")
-    _schedule_of(model).resume(about["schedule"])
+    schedule_of(model).resume(about["schedule"])
     model.history = {str(name): [float(x) for x in values] for name, values in about["history"].items()}
     model.set_random_state(about["random"])
     return model

@@ -12,7 +12,7 @@ from .boundary import as_count
 from .initializers import Initializer, initializer
 from .kernels.engine import Engine, real_array
 from .kernels.ops import Array
-from .part import Part
+from .part import Part, Setting
 from .selection import engine as choose_engine
 
 __all__ = ["Dense", "Dropout", "Layer", "Parameter", "Softmax"]
@@ -364,6 +364,12 @@ class Softmax(Layer):
         return jacobian
 
 
+def _share(value: Any, name: str) -> float:
+    if not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number between 0 and 1, got {value!r}")
+    return float(value)
+
+
 class Dropout(Layer):
     """Set each element to 0 with probability `rate` while training, and scale the others by 1 / (1 - rate).
 
@@ -387,21 +393,12 @@ class Dropout(Layer):
     """
 
     state = ("key",)
+    rate = Setting(_share)
 
     def __init__(self, rate: float = 0.5, *, seed: int | None = None, engine: str | Engine | None = None) -> None:
         super().__init__(engine=engine)
         self.rate = rate
         self.reseed(np.random.SeedSequence(seed), 0)
-
-    @property
-    def rate(self) -> float:
-        return self._rate
-
-    @rate.setter
-    def rate(self, rate: float) -> None:
-        if not isinstance(rate, int | float | np.number) or not 0 <= rate <= 1:
-            raise ValueError(f"rate must be a number between 0 and 1, got {rate!r}")
-        self._rate = float(rate)
 
     def reseed(self, seed: np.random.SeedSequence, place: int) -> None:
         # two words of the seed, the step, and the layer's place
@@ -420,9 +417,6 @@ class Dropout(Layer):
         dvalues = self.read_gradient(dvalues)
         self.dinputs = self.engine.dropout_backward(dvalues, self.mask) if self.training else dvalues
         return self.dinputs
-
-    def config(self) -> dict[str, Any]:
-        return {"rate": self.rate}
 
     @classmethod
     @functools.cache

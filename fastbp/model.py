@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from .progress import Progress
 from .steps import record_forward
 from .threads import limited_threads
 from .training import Data, Trainer
+
+if TYPE_CHECKING:
+    from .checkpoints import Checkpoints
 
 __all__ = ["Gradients", "Sequential"]
 
@@ -98,6 +101,9 @@ class Sequential(Network):
         metrics: Metrics = (),
         callbacks: Sequence[Callback | EpochFunction] = (),
         accumulate: int = 1,
+        checkpoint: str | Path | None = None,
+        every: int = 1,
+        resume: bool = False,
         verbose: bool | None = None,
         threads: int | None = None,
     ) -> Self:
@@ -128,6 +134,13 @@ class Sequential(Network):
             What is called after each epoch, with the model and its figures; one that returns True ends training.
         accumulate : int, default 1
             Take the mean gradient of so many batches for each update.
+        checkpoint : path, optional
+            A file to write every `every` epochs and at the end: the model, and how far this call has come. The file is
+            whole at any time; `fastbp.load` reads it, too.
+        every : int, default 1
+        resume : bool, default False
+            If there is that file, go on from it, to the same bits as if training had never stopped: by the same call
+            again, on a model made in the same way.
         verbose : bool, optional
             Show a progress bar; by default on a terminal where tqdm is installed.
         threads : int, optional
@@ -162,6 +175,9 @@ class Sequential(Network):
         held_out = None
         if validation_data is not None:
             held_out = self._checked(*as_samples(validation_data, "validation_data"), "validation_data: ")
+        every = as_count(every, "every")
+        if resume and checkpoint is None:
+            raise ValueError("resume=True needs checkpoint, the file to go on from")
         data, batches, loss = self._source(X, y, sample_weight, class_weight)
         names = "loss", *(() if held_out is None else [f"val_{name}" for name in self._score_names(functions)])
         for name in optimizer.monitored():
@@ -176,11 +192,13 @@ class Sequential(Network):
             Progress(epochs, verbose) as progress,
             Trainer(self, loss, accumulate) as trainer,
         ):
-            for epoch in range(epochs):
+            checkpoints = self._checkpoints(checkpoint, every, callbacks)
+            done, over = checkpoints.resume() if checkpoints and resume else (0, False)
+            for epoch in range(epochs if over else done, epochs):
                 if data is None:
                     mean = trainer.epoch_through(batches())
                 else:
-                    if epoch == 0 or listeners:  # which may have changed the model
+                    if epoch == done or listeners:  # which may have changed the model
                         trainer.bind(data, batch_size)
                     mean = trainer.epoch(self.permutation(len(data.X)) if shuffle else None)
                 figures = {"loss": mean}
@@ -191,7 +209,10 @@ class Sequential(Network):
                     self.history.setdefault(name, []).append(value)
                 progress.step(figures)
                 optimizer.observe(figures)
-                if sum(bool(listener(self, figures)) for listener in listeners):  # all are told
+                over = sum(bool(listener(self, figures)) for listener in listeners) > 0  # all are told
+                if checkpoints:
+                    checkpoints.epoch(epoch + 1, epochs, over=over)
+                if over:
                     break
         return self
 
@@ -395,6 +416,13 @@ class Sequential(Network):
                 raise ValueError("there is no batch (left): pass a list, or a function that returns an iterator")
 
         return None, batches, loss
+
+    def _checkpoints(self, path: str | Path | None, every: int, callbacks: Sequence[Any]) -> Checkpoints | None:
+        if path is None:
+            return None
+        from .checkpoints import Checkpoints
+
+        return Checkpoints(self, path, every, callbacks)
 
     def _loss_with(self, class_weight: Any) -> Loss:
         """What training needs: the loss, here with class weights in place of its own."""

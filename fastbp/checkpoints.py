@@ -1,0 +1,104 @@
+"""Checkpoints of `Sequential.fit`: a file from which training goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .callbacks import Callback
+from .files import describe, read, rebuild, schedule_of, write
+from .layers import Layer
+from .part import Part, Setting
+
+if TYPE_CHECKING:
+    from .model import Sequential
+
+__all__ = ["Checkpoints"]
+
+
+class Checkpoints:
+    """A model file that also knows how far a call of `fit` has come.
+
+    Parameters
+    ----------
+    model : Sequential
+    path : path
+    every : int
+        Epochs from one to the next.
+    callbacks : sequence
+        Those of the call, in order; what their `progress` gives is kept, too.
+    """
+
+    def __init__(self, model: Sequential, path: str | Path, every: int, callbacks: Sequence[Any]) -> None:
+        self._model, self._path, self._every = model, Path(path), every
+        self._callbacks = [callback for callback in callbacks if isinstance(callback, Callback)]
+        describe(model)  # what a file cannot hold is said before training
+
+    def epoch(self, done: int, of: int, *, over: bool) -> None:
+        """Note that `done` epochs `of` all are done, and whether a callback ended training; write, if it is time."""
+        if not over and done < of and done % self._every:
+            return
+        tensors, about = describe(self._model)
+        told: list[dict[str, Any]] = []
+        for place, callback in enumerate(self._callbacks):
+            progress = callback.progress()
+            arrays = {name: value for name, value in progress.items() if isinstance(value, np.ndarray)}
+            told.append({name: value for name, value in progress.items() if name not in arrays})
+            tensors |= {f"callbacks.{place}.{name}": array for name, array in arrays.items()}
+        write(self._path, tensors, about | {"fit": {"done": done, "over": over, "callbacks": told}})
+
+    def resume(self) -> tuple[int, bool]:
+        """Go back to where the file stands, if there is one; returns how many epochs are done, and if they are over.
+
+        Raises
+        ------
+        ValueError
+            Where the file is of another model, or none of a checkpoint; nothing has changed then.
+        """
+        if not self._path.exists():
+            return 0, False
+        about, tensors = read(self._path)
+        if len(about.get("fit", {}).get("callbacks", "?")) != len(self._callbacks):
+            raise ValueError(
+                f"{self._path} must be a checkpoint of fit with {len(self._callbacks)} callbacks; "
+                "remove it, or pass resume=False"
+            )
+        kinds = {type(part).__name__: type(part) for part in _parts(self._model)}
+        then = rebuild(about, tensors, self._model.engine, kinds)
+        for here, there in itertools.zip_longest(_parts(self._model), _parts(then)):
+            if type(here) is not type(there) or _shapes(here) != _shapes(there):
+                raise ValueError(f"{self._path} is a checkpoint of another model: it has {there!r}, this one {here!r}")
+        for here, there in zip(_parts(self._model), _parts(then), strict=True):
+            _take_over(here, there)
+        self._model.history = then.history
+        self._model.set_random_state(about["random"])
+        schedule_of(self._model).resume(about["schedule"])
+        for place, callback in enumerate(self._callbacks):
+            prefix = f"callbacks.{place}."
+            arrays = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+            callback.resume(about["fit"]["callbacks"][place] | arrays)
+        return about["fit"]["done"], about["fit"]["over"]
+
+
+def _parts(model: Sequential) -> list[Part]:
+    return [part for part in (*model.walk(), model.loss, model.optimizer) if part is not None]
+
+
+def _shapes(part: Part) -> list[tuple[int, ...]]:
+    return [part.__dict__[name].shape for name in part.arrays()]
+
+
+def _take_over(here: Part, there: Part) -> None:
+    """Give a part the settings and arrays of another one of its kind; a schedule stays the object that it is."""
+    for kind in type(here).__mro__:
+        for name, setting in vars(kind).items():
+            if isinstance(setting, Setting) and name != "schedule":
+                setattr(here, name, getattr(there, name))
+    if isinstance(here, Layer) and isinstance(there, Layer) and here.trainable != there.trainable:
+        here.trainable = there.trainable
+    for name in here.arrays():
+        here.__dict__[name][...] = there.__dict__[name]
