@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def write(path: str | Path, tensors: dict[str, Any], about: dict[str, Any]) -> N
         from safetensors.numpy import save as to_bytes
     except ImportError:
         raise ImportError(_INSTALL) from None
-    content = to_bytes(tensors, {"fastbp": json.dumps(about)})
+    text = json.dumps(about)
+    content = to_bytes(tensors, {"fastbp": text, "crc32": checksum(text, tensors)})
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
@@ -157,21 +159,34 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise FileNotFoundError(f"no model file at {path}")
     try:
         with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get("fastbp", "null"))
+            metadata = file.metadata() or {}
+            about = json.loads(metadata.get("fastbp", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a model file: {error}") from error
     if not isinstance(about, dict) or "format" not in about:
         raise ValueError(f"{path} is a safetensors file, but not one of fastbp")
     if about["format"] != FORMAT:
         raise ValueError(f"{path} has format {about['format']!r}; this version of fastbp reads format {FORMAT}")
+    if metadata.get("crc32", found := checksum(metadata["fastbp"], tensors)) != found:
+        raise ValueError(f"{path} is damaged; a file that was changed on purpose loads without its entry crc32")
     return about, tensors
+
+
+def checksum(text: str, tensors: Mapping[str, Any]) -> str:
+    """By which a file that was damaged shows."""
+    crc = zlib.crc32(text.encode())
+    for name, array in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, crc)
+    return f"{crc:08x}"
 
 
 def rebuild(
     about: dict[str, Any], tensors: dict[str, Any], engine: str | Engine | None, custom: Mapping[str, type[Part]]
 ) -> Sequential:
     """The model that `describe` described."""
+    _check_sizes(about["layers"], 4 + sum(array.nbytes for array in tensors.values()))
     stack = [_make(description, custom) for description in about["layers"]]
     model = Sequential(
         stack,
@@ -190,6 +205,14 @@ def rebuild(
     model.history = {str(name): [float(x) for x in values] for name, values in about["history"].items()}
     model.set_random_state(about["random"])
     return model
+
+
+def _check_sizes(value: Any, most: int) -> None:
+    """Refuse a description of layers that are larger than the file, before there is memory for them."""
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(item, int) and item > most:
+            raise ValueError(f"the file describes a layer of size {item}, but holds {most} bytes of numbers")
+        _check_sizes(item, most)
 
 
 def _make(description: dict[str, Any] | None, custom: Mapping[str, type[Part]]) -> Any:

@@ -3,12 +3,13 @@
 import json
 import os
 import stat
+import tracemalloc
 
 import numpy as np
 import pytest
 
 import fastbp
-from fastbp.files import read_metadata
+from fastbp.files import checksum, read_metadata
 
 from .checks import Bottleneck, small_data, small_model, state_of
 from .conftest import ENGINES
@@ -116,7 +117,8 @@ def rewrite(path, about=None, **tensors):
     from safetensors.numpy import load_file, save_file
 
     arrays = {name: array for name, array in (load_file(path) | tensors).items() if array is not None}
-    save_file(arrays, path, {"fastbp": json.dumps(about or json.loads(header_of(path)["__metadata__"]["fastbp"]))})
+    text = json.dumps(about or json.loads(header_of(path)["__metadata__"]["fastbp"]))
+    save_file(arrays, path, {"fastbp": text, "crc32": checksum(text, arrays)})
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 100, 0.5, 0.99])
@@ -125,6 +127,77 @@ def test_a_cut_file(path, keep):
     content = path.read_bytes()
     path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
     with pytest.raises(ValueError, match=rf"{path.name} is not a model file"):
+        fastbp.load(path)
+
+
+def test_a_flipped_bit_is_found(path, rng):
+    model = small_model()
+    model.save(path)
+    content = path.read_bytes()
+    places = [*range(64), *rng.integers(64, len(content), 300)]
+    for place in places:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << rng.integers(8)
+        path.write_bytes(flipped)
+        try:
+            loaded = fastbp.load(path)
+        except ValueError:
+            continue
+        assert state_of(loaded) == state_of(model)  # white space, or the name of the checksum
+
+
+def test_a_file_that_was_changed_on_purpose(path):
+    from safetensors.numpy import load_file, save_file
+
+    small_model(dtype=np.float32).save(path)
+    metadata = header_of(path)["__metadata__"]
+    arrays = load_file(path) | {"layers.0.weights": np.ones((4, 8), np.float32)}
+    save_file(arrays, path, metadata)
+    with pytest.raises(
+        ValueError, match=r"is damaged; a file that was changed on purpose loads without its entry crc32"
+    ):
+        fastbp.load(path)
+    save_file(arrays, path, {"fastbp": metadata["fastbp"]})
+    assert (fastbp.load(path).layers[0].weights == 1).all()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"type": "Dense", "config": {"inputs": 4, "neurons": 10**12}},
+        {"type": "BatchNorm", "config": {"features": 10**13}},
+        {
+            "type": "Embedding",
+            "config": {"features": 4, "columns": [0], "num_embeddings": [2**24], "embedding_dim": [9]},
+        },
+        {"type": "Residual", "config": {"layers": [{"type": "LayerNorm", "config": {"features": 10**11}}]}},
+    ],
+    ids=lambda layer: layer["type"],
+)
+def test_a_giant_description_takes_no_memory(path, layer):
+    small_model().save(path)
+    about = json.loads(header_of(path)["__metadata__"]["fastbp"])
+    about["layers"].insert(0, layer)
+    rewrite(path, about)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="the file describes a layer of size"):
+        fastbp.load(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_a_header_of_a_giant_length(path):
+    path.write_bytes((1 << 60).to_bytes(8, "little") + b"{}" * 100)
+    with pytest.raises(ValueError, match="is not a model file"):
+        fastbp.load(path)
+
+
+def test_a_deep_description(path):
+    from safetensors.numpy import save_file
+
+    save_file({"x": np.zeros(3)}, path, {"fastbp": "[" * 100_000})
+    with pytest.raises(ValueError, match="is not a model file"):
         fastbp.load(path)
 
 
