@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ import numpy as np
 from .activations import ELU, GELU, Identity, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from .layers import Dense, Dropout, Layer, Softmax
 from .model import Sequential
+from .norms import BatchNorm, LayerNorm
+from .residual import Residual
 
 if TYPE_CHECKING:
     from .perceptron import Perceptron
@@ -39,11 +41,6 @@ def network_of(model: Any) -> Sequential:
     return network
 
 
-def flat(layers: Any) -> list[Layer]:
-    """Layers that do something in a prediction."""
-    return [layer for layer in layers if not isinstance(layer, Dropout | Identity)]
-
-
 # PyTorch
 
 
@@ -69,20 +66,24 @@ def to_torch(model: Sequential | Perceptron) -> Any:
     torch = need("torch", "torch")
     made = []
     for layer in network_of(model).layers:
-        if isinstance(layer, Dense):
-            module = torch.nn.Linear(layer.n_inputs, layer.n_neurons)
-            weights, biases = (layer.engine.asnumpy(x) for x in (layer.weights, layer.biases))
-            module.weight.data = torch.from_numpy(np.array(weights.T, order="C"))
-            module.bias.data = torch.from_numpy(biases[0].copy())
-        elif (make := TORCH.get(type(layer))) is not None:
-            module = make(torch.nn, layer)
-        else:
+        if type(layer) not in TORCH:
             raise ValueError(f"{layer!r} has no counterpart in torch that to_torch knows")
+        module = TORCH[type(layer)](torch.nn, layer).to(getattr(torch, network_of(model).dtype.name))
+        for mine, theirs in ARRAYS.items():
+            if mine in layer.arrays():
+                array = layer.engine.asnumpy(getattr(layer, mine))
+                array = array.T if type(layer) is Dense else array.reshape(-1)
+                getattr(module, theirs).data.copy_(torch.tensor(array).reshape(getattr(module, theirs).shape))
         made.append(module)
     return torch.nn.Sequential(*made)
 
 
+#: Names of a layer's arrays here and there.
+ARRAYS = {"weights": "weight", "biases": "bias", "running_mean": "running_mean", "running_var": "running_var"}
 TORCH: dict[type[Layer], Callable[[Any, Any], Any]] = {
+    Dense: lambda nn, layer: nn.Linear(layer.n_inputs, layer.n_neurons),
+    LayerNorm: lambda nn, layer: nn.LayerNorm(layer.features, layer.eps),
+    BatchNorm: lambda nn, layer: nn.BatchNorm1d(layer.features, layer.eps, layer.momentum),
     Identity: lambda nn, layer: nn.Identity(),
     ReLU: lambda nn, layer: nn.ReLU(),
     LeakyReLU: lambda nn, layer: nn.LeakyReLU(layer.negative_slope),
@@ -122,19 +123,41 @@ def from_torch(module: Any, **options: Any) -> Sequential:
     for part in module.modules():
         if isinstance(part, torch.nn.Sequential):
             continue
-        if isinstance(part, torch.nn.Linear):
-            dense = Dense(part.in_features, part.out_features)
-            dense.weights = part.weight.detach().cpu().numpy().T.copy()
-            none = np.zeros((1, part.out_features))
-            dense.biases = none if part.bias is None else part.bias.detach().cpu().numpy()[np.newaxis].copy()
-            dtypes.add(dense.weights.dtype)
-            layers.append(dense)
-        elif (make := FROM_TORCH.get(type(part).__name__)) is not None:
-            layers.append(make(part))
-        else:
+        if type(part).__name__ not in FROM_TORCH:
             raise ValueError(f"{part!r} has no counterpart in fastbp that from_torch knows")
+        layer = FROM_TORCH[type(part).__name__](part)
+        for mine, theirs in ARRAYS.items():
+            tensor = getattr(part, theirs, None)
+            if tensor is not None:
+                array = tensor.detach().cpu().numpy()
+                dtypes.add(array.dtype)
+                shape = layer.shapes().get(mine, array.shape)
+                array = array.T if array.ndim == 2 else array.reshape(shape)
+                if mine in layer.state:
+                    getattr(layer, mine)[...] = array
+                else:
+                    setattr(layer, mine, array.copy())
+        layers.append(layer)
     dtype = np.result_type(*dtypes) if dtypes else np.float32
     return Sequential(layers, **({"dtype": dtype} | options))
+
+
+def _linear(part: Any) -> Layer:
+    dense = Dense(part.in_features, part.out_features)
+    dense.biases = np.zeros((1, part.out_features))  # where there are none
+    return dense
+
+
+def _layer_norm(part: Any) -> Layer:
+    if len(part.normalized_shape) != 1:
+        raise ValueError(f"{part!r} must go over one dimension")
+    return LayerNorm(part.normalized_shape[0], part.eps)
+
+
+def _batch_norm(part: Any) -> Layer:
+    if part.momentum is None or part.running_mean is None:
+        raise ValueError(f"{part!r} must have a momentum and running statistics")
+    return BatchNorm(part.num_features, part.eps, part.momentum)
 
 
 def _softmax(part: Any) -> Layer:
@@ -144,6 +167,9 @@ def _softmax(part: Any) -> Layer:
 
 
 FROM_TORCH: dict[str, Callable[[Any], Layer]] = {
+    "Linear": _linear,
+    "LayerNorm": _layer_norm,
+    "BatchNorm1d": _batch_norm,
     "Identity": lambda part: Identity(),
     "ReLU": lambda part: ReLU(),
     "LeakyReLU": lambda part: LeakyReLU(part.negative_slope),
@@ -211,8 +237,37 @@ def _softplus(graph: Graph, layer: Any, x: str) -> str:
     return graph.add("Where", graph.add("Greater", steep, graph.constant(layer.threshold)), x, soft)
 
 
+def _layer_norm_node(graph: Graph, layer: Any, x: str) -> str:
+    weights, biases = (graph.constant(layer.engine.asnumpy(a)[0]) for a in (layer.weights, layer.biases))
+    return graph.add("LayerNormalization", x, weights, biases, axis=1, epsilon=layer.eps)
+
+
+def _batch_norm_node(graph: Graph, layer: Any, x: str) -> str:
+    arrays = layer.weights, layer.biases, layer.running_mean, layer.running_var
+    constants = [graph.constant(layer.engine.asnumpy(a).reshape(-1)) for a in arrays]
+    return graph.add("BatchNormalization", x, *constants, epsilon=layer.eps)
+
+
+def _residual(graph: Graph, layer: Any, x: str) -> str:
+    return graph.add("Add", x, nodes_of(graph, layer.layers, x))
+
+
+def nodes_of(graph: Graph, layers: Sequence[Layer], x: str) -> str:
+    """Add what layers compute from `x`; returns the name of their output."""
+    for layer in layers:
+        if type(layer) not in ONNX:
+            raise ValueError(f"{layer!r} has no counterpart in ONNX that export_onnx knows")
+        x = ONNX[type(layer)](graph, layer, x)
+    return x
+
+
 ONNX: dict[type[Layer], Callable[[Graph, Any, str], str]] = {
+    Identity: lambda graph, layer, x: x,
+    Dropout: lambda graph, layer, x: x,
     Dense: _dense,
+    LayerNorm: _layer_norm_node,
+    BatchNorm: _batch_norm_node,
+    Residual: _residual,
     ReLU: lambda graph, layer, x: graph.add("Relu", x),
     LeakyReLU: lambda graph, layer, x: graph.add("LeakyRelu", x, alpha=layer.negative_slope),
     ELU: lambda graph, layer, x: graph.add("Elu", x, alpha=layer.alpha),
@@ -247,11 +302,7 @@ def export_onnx(model: Sequential | Perceptron, path: str | Path) -> None:
     onnx = need("onnx", "'fastbp[onnx]'")
     network = network_of(model)
     graph = Graph(onnx, network.dtype)
-    x = "X"
-    for layer in flat(network.layers):
-        if type(layer) not in ONNX:
-            raise ValueError(f"{layer!r} has no counterpart in ONNX that export_onnx knows")
-        x = ONNX[type(layer)](graph, layer, x)
+    x = nodes_of(graph, network.layers, "X")
     width = network._features
     if isinstance(model, Sequential):
         shapes: dict[str, tuple[Any, int | None]] = {graph.add("Identity", x, out="output"): (network.dtype, None)}

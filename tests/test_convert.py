@@ -106,12 +106,16 @@ ACTIVATIONS = [
     fastbp.Softplus(2.0, 3.0),
     fastbp.Softmax(),
     fastbp.Dropout(0.5),
+    fastbp.LayerNorm(6, 1e-3),
+    fastbp.BatchNorm(6, 1e-3, 0.2),
 ]
 
 
-def network(activation, dtype="float32"):
+def network(activation, dtype="float32", *more):
     activation = type(activation)(**activation.config())
-    return fastbp.Sequential([fastbp.Dense(4, 6), activation, fastbp.Dense(6, 2)], dtype=dtype, seed=0)
+    layers = [fastbp.Dense(4, 6), activation, *more, fastbp.Dense(6, 2)]
+    model = fastbp.Sequential(layers, loss=fastbp.MeanSquaredError(), optimizer=fastbp.Adam(0.05), dtype=dtype, seed=0)
+    return model.fit(X, X[:, :2], epochs=2)  # so that norms have something to tell
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=repr)
@@ -133,6 +137,10 @@ def test_from_torch_without_biases_and_what_it_does_not_know():
     assert not model.layers[0].biases.any() and model.loss is not None
     with pytest.raises(ValueError, match=r"Conv1d.* has no counterpart in fastbp"):
         fastbp.from_torch(nn.Sequential(nn.Conv1d(1, 1, 1)))
+    with pytest.raises(ValueError, match="must have a momentum and running statistics"):
+        fastbp.from_torch(nn.Sequential(nn.BatchNorm1d(4, momentum=None)))
+    with pytest.raises(ValueError, match="must go over one dimension"):
+        fastbp.from_torch(nn.Sequential(nn.LayerNorm((4, 4))))
     with pytest.raises(ValueError, match="must have dim=1"):
         fastbp.from_torch(nn.Sequential(nn.Softmax(dim=0)))
 
@@ -146,7 +154,7 @@ def run(path, rows):
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=repr)
 def test_onnx_of_a_network(activation, tmp_path):
     pytest.importorskip("onnx")
-    model = network(activation)
+    model = network(activation, "float32", fastbp.Residual([fastbp.Dense(6, 6), fastbp.ReLU()]))
     fastbp.export_onnx(model, tmp_path / "model.onnx")
     rows = (3 * X).astype(np.float32)
     found = run(tmp_path / "model.onnx", rows)["output"]

@@ -44,7 +44,7 @@ def test_scikit_learns_checks(estimator, check):
 
 PROBLEMS = {
     "three classes": ("MLPClassifier", X, Y, {}),
-    "two classes": ("MLPClassifier", X, np.array(["no", "yes"])[(Y == 1) * 1], {}),
+    "two classes": ("MLPClassifier", X, np.where(Y == 1, 7, 3), {}),
     "several labels": ("MLPClassifier", LABELLED[0] / 10, LABELLED[1], {}),
     "numbers": ("MLPRegressor", X, NUMBERS, {}),
     "rows of numbers": ("MLPRegressor", X, np.stack([NUMBERS, X[:, 1], X[:, 2] ** 2], 1), {}),
@@ -258,7 +258,6 @@ def test_frames_pipelines_and_searches(library):
         cv=3,
     ).fit(frame, Y)
     assert search.best_params_ == {"mlpclassifier__alpha": 1e-4}
-    assert list(search.best_estimator_[0].feature_names_in_) == list("abcd")
     assert search.score(frame, Y) > 0.9
 
 
