@@ -163,6 +163,7 @@ class Perceptron(BaseEstimator):
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X).astype(np.float64)
         targets = self._targets(y, define=first and not incremental, subset=incremental)
         weights = self._weigh_classes(y, weights, incremental)
+        held_out = None if validation_data is None else self._samples(*as_samples(validation_data, "validation_data"))
         if first or not incremental or not isinstance(self.random_state, int):
             self._random_state = check_random_state(self.random_state)
         if first:
@@ -171,7 +172,8 @@ class Perceptron(BaseEstimator):
         X = X.tocsr() if is_sparse(X) else X
         data, score = Data(X, targets, weights), None
         if self.early_stopping and self.solver in STOCHASTIC:
-            data, held_out = self._held_out(data, y, validation_data)
+            if held_out is None:
+                data, held_out = self._split(data, y)
             score = partial(self._score_of, *held_out)
         try:
             constants = self._constants(data.y)
@@ -197,6 +199,7 @@ class Perceptron(BaseEstimator):
                     check(getattr(self, name), name)
                 except TypeError as error:
                     raise DTypeError(str(error)) from error  # a ValueError too, as scikit-learn's is
+        choose_engine(self.engine)
         if self.solver == "lbfgs" and (self.dropout or self.clip_norm is not None or self.callbacks):
             raise ValueError("dropout, clip_norm and callbacks need another solver than 'lbfgs'")
         sizes = self.hidden_layer_sizes
@@ -276,15 +279,15 @@ class Perceptron(BaseEstimator):
         if "_model" in self.__dict__:
             self._expose(self._model)
 
-    def _held_out(self, data: Data, y: Array, given: Any) -> tuple[Data, tuple[Any, Array, Array | None]]:
+    def _samples(self, X: Any, y: Any, weights: Any) -> tuple[Any, Array, Array | None]:
+        """Data held out by the user, checked against what was fitted."""
+        X, y = validate_data(
+            self, X, y, accept_sparse=["csr", "csc"], multi_output=True, y_numeric=not is_classifier(self), reset=False
+        )
+        return X.tocsr() if is_sparse(X) else X, y, None if weights is None else _check_sample_weight(weights, X)
+
+    def _split(self, data: Data, y: Array) -> tuple[Data, tuple[Any, Array, Array | None]]:
         """What to train on, and (X, y, weights) to score."""
-        if given is not None:
-            X, true, weights = as_samples(given, "validation_data")
-            X, true = validate_data(
-                self, X, true, accept_sparse=["csr", "csc"], multi_output=True, reset=False,
-                y_numeric=not is_classifier(self),
-            )  # fmt: skip
-            return data, (X, true, None if weights is None else _check_sample_weight(weights, X))
         binary = data.y.ndim == 2 and data.y.shape[1] == 1 and is_classifier(self)
         train, held = train_test_split(
             np.arange(len(data.y)), random_state=self._random_state, test_size=self.validation_fraction,

@@ -333,8 +333,11 @@ def test_weights_that_overflow_raise():
 )
 @BOTH
 def test_what_cannot_be_is_refused(kind, options, fits, message):
+    model = kind(max_iter=1, random_state=0).fit(X, target(kind))
+    before = model.predict(X)
     with pytest.raises(ValueError, match=message):
-        kind(**options).fit(X, target(kind), **fits)
+        model.set_params(**options).fit(X, target(kind), **fits)
+    np.testing.assert_array_equal(model.set_params(activation="relu", engine=None, dropout=0).predict(X), before)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import sklearn.neural_network
 
 from fastbp import estimators
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = pytest.mark.filterwarnings("default", "ignore::sklearn.exceptions.ConvergenceWarning")
 PRIVATE = "test_fit", "test_gradient"  # which reach into methods that only scikit-learn's own have
 
 
