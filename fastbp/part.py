@@ -103,8 +103,8 @@ class Part:
 
     def settings(self) -> dict[str, Any]:
         """All attributes but the arrays, and what calls leave behind."""
-        skipped = {*self.arrays(), *self.stored()}
-        return {name: value for name, value in self.__dict__.items() if name not in skipped}
+        arrays, stored = self.arrays(), self.stored()
+        return {name: value for name, value in self.__dict__.items() if name not in arrays and name not in stored}
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_owner"}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -162,20 +163,21 @@ def signature(part: Part) -> tuple[Any, ...]:
 
     A recording keeps those arrays alive, so their identity is never used again while it may be looked up.
     """
-    settings = [(k, v if type(v) in PLAIN else _value(v)) for k, v in part.settings().items()]
+    settings = [(name, _compared(value.__class__)(value)) for name, value in part.settings().items()]
     return type(part), *settings, *[id(part.__dict__[name]) for name in part.arrays()]
 
 
 PLAIN = {bool, int, str, type(None)}
 
 
-def _value(setting: Any) -> Any:
-    """Something that equals another setting's where recordings would be the same."""
-    if isinstance(setting, np.ndarray) and setting.nbytes <= SMALL:
-        return setting.dtype.str, setting.shape, setting.tobytes()
-    if isinstance(setting, float | tuple | list | dict | np.generic):
-        return repr(setting)
-    return id(setting)
+@functools.cache
+def _compared(kind: type) -> Callable[[Any], Any]:
+    """What makes of a setting something that equals another setting's where recordings would be the same."""
+    if kind in PLAIN:
+        return lambda value: value
+    if issubclass(kind, np.ndarray):
+        return lambda x: (x.dtype.str, x.shape, x.tobytes()) if x.nbytes <= SMALL else id(x)
+    return repr if issubclass(kind, float | tuple | list | dict | np.generic) else id
 
 
 class Run:
