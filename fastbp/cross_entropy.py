@@ -21,6 +21,11 @@ def _class_weight(value: Any, name: str) -> tuple[float, ...] | dict[int, float]
         return None
     if isinstance(value, Mapping):
         return {int(label): as_number(weight, f"{name}[{label!r}]") for label, weight in value.items()}
+    if isinstance(value, str):
+        raise ValueError(
+            f"{name} must be an array of one number for each class, or a dict, got {value!r}; "
+            "'balanced' is for fit, which knows the labels"
+        )
     array = real_array(value, name)
     if array.ndim != 1:
         raise ValueError(f"{name} must be an array of one number for each class, or a dict, got shape {array.shape}")

@@ -264,7 +264,7 @@ def test_bad_labels(engine, loss_of, y, match):
         ({"class_weight": [1, -1]}, "class_weight must be at least 0 and finite, got -1"),
         ({"class_weight": [[1, 1]]}, "class_weight must be an array of one number for each class, or a dict"),
         ({"class_weight": {0: np.nan}}, r"class_weight\[0\] must be at least 0 and finite, got nan"),
-        ({"class_weight": "balanced"}, "class_weight must"),
+        ({"class_weight": "balanced"}, "class_weight must be an array .* got 'balanced'; 'balanced' is for fit"),
         ({"label_smoothing": 1.5}, r"label_smoothing must be from 0 to 1, got 1\.5"),
         ({"label_smoothing": -0.5}, r"label_smoothing must be at least 0 and finite, got -0\.5"),
         ({"ignore_index": 0.5}, r"ignore_index must be an integer, got 0\.5"),
