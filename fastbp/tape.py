@@ -134,7 +134,7 @@ class Recorder(OpCaller):
         return wanted
 
     def tape(self) -> Tape:
-        """The recording, without the calls that nothing reads."""
+        """The recording, without the calls that nothing reads; ends it."""
         read, kept = set(self._wanted), []
         for op, arguments in reversed(self._calls):
             outputs = arguments[len(op.inputs) :]
@@ -142,6 +142,8 @@ class Recorder(OpCaller):
                 read |= {id(argument) for argument in arguments}
                 kept.append(Call(op, tuple(argument.memory for argument in arguments)))
         calls = fuse(kept[::-1], self.engine, list(self.memory.values()))
+        for pieces in (kept, self._calls, self._handles, self._adopted):
+            pieces.clear()  # with the memory that the fused calls no longer need
         return Tape(self.engine, calls, self.memory)
 
     def _new(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Handle:

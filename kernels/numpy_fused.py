@@ -26,8 +26,9 @@ def dense_relu_grads(dz: Array, w: Array, y: Array, dx: Array, db: Array, scratc
 
 
 def dense_weight_sgd(x: Array, dz: Array, w: Array, lr: Array, scratch: Array) -> None:
-    scaled = np.multiply(dz, w.dtype.type(lr[0]), out=scratch[: dz.size].reshape(dz.shape))
-    w -= np.matmul(x.T, scaled, out=scratch[dz.size : dz.size + w.size].reshape(w.shape))
+    dw = np.matmul(x.T, dz, out=scratch[: w.size].reshape(w.shape))
+    dw *= w.dtype.type(lr[0])
+    w -= dw
 
 
 def dense_bias_sgd(dz: Array, b: Array, lr: Array, scratch: Array) -> None:

@@ -33,6 +33,11 @@ def _per_element(n: int) -> Callable[[Mapping[str, int]], int]:
     return lambda d: n * d.get("B", 1) * d.get("N", 1) * d.get("P", 1)
 
 
+def _of_products(d: Mapping[str, int]) -> int:
+    """Room for two copies of the weights, and of the inputs; none of outputs, unless they are narrow."""
+    return 2 * d["K"] * d["N"] + d["B"] * d["K"] + _of_rows(d)
+
+
 def _of_rows(d: Mapping[str, int]) -> int:
     """Room for some rows at a time, or for all of them if they are short: wide ones are never copied whole."""
     return 24 * d["B"] + 4 * max(d["N"], 1 << 15)
@@ -61,9 +66,9 @@ OPS: dict[str, Op] = {
         Op("take_labels", "t:i[M] rows:i[B]<M -> tb:i[B]", samples={"t": order}),
         Op("take_weights", "w:a[M] rows:i[B]<M -> wb:f[B]", samples={"w": uniform}),
         # layers
-        Op("dense_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> z:f[B,N]", _product),
-        Op("dense_input_grad", "dz:f[B,N] w:f[K,N] -> dx:f[B,K]", _product),
-        Op("dense_weight_grad", "x:f[B,K] dz:f[B,N] -> dw:f[K,N]", _product),
+        Op("dense_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> z:f[B,N]", _product, room=_of_products),
+        Op("dense_input_grad", "dz:f[B,N] w:f[K,N] -> dx:f[B,K]", _product, room=_of_products),
+        Op("dense_weight_grad", "x:f[B,K] dz:f[B,N] -> dw:f[K,N]", _product, room=_of_products),
         Op("dense_bias_grad", "dz:f[B,N] -> db:f[1,N]", _per_element(1)),
         # activations
         *[
@@ -193,15 +198,16 @@ OPS: dict[str, Op] = {
             ]
         ],
         # two or three of the above in one; `fusion.RULES` says which
-        Op("dense_relu_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> y:f[B,N]", _product),
-        Op("dense_relu_input_grad", "dz:f[B,N] w:f[K,N] y:f[B,K] -> dx:f[B,K]", _product),
-        Op("dense_relu_grads", "dz:f[B,N] w:f[K,N] y:f[B,K] -> dx:f[B,K] db:f[1,K]", _product),
+        Op("dense_relu_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> y:f[B,N]", _product, room=_of_products),
+        Op("dense_relu_input_grad", "dz:f[B,N] w:f[K,N] y:f[B,K] -> dx:f[B,K]", _product, room=_of_products),
+        Op("dense_relu_grads", "dz:f[B,N] w:f[K,N] y:f[B,K] -> dx:f[B,K] db:f[1,K]", _product, room=_of_products),
         *[
             Op(
                 f"dense_{name}_grads",
                 f"dz:f[B,N] w:f[K,N] y:f[B,K]{setting} -> dx:f[B,K] db:f[1,K]",
                 _product,
                 {"y": ACTIVATED.get(name, normal)},
+                room=_of_products,
             )
             for name, setting in [
                 ("leaky_relu", " negative_slope:s[1]"),
@@ -210,12 +216,13 @@ OPS: dict[str, Op] = {
                 ("sigmoid", ""),
             ]
         ],
-        Op("dense_weight_sgd", "x:f[B,K] dz:f[B,N] w!:f[K,N] lr:s[1] ->", _product),
+        Op("dense_weight_sgd", "x:f[B,K] dz:f[B,N] w!:f[K,N] lr:s[1] ->", _product, room=_of_products),
         Op("dense_bias_sgd", "dz:f[B,N] b!:f[1,N] lr:s[1] ->", _per_element(1)),
         Op(
             "dense_softmax_cross_entropy",
             "x:f[B,K] w:f[K,N] b:f[1,N] t:i[B]<N total!:s[2] -> dz:f[B,N]",
             _product,
+            room=_of_products,
         ),
         # from a ReLU's output through the last layer and the loss back to the gradient in front of that ReLU
         Op(
@@ -223,6 +230,7 @@ OPS: dict[str, Op] = {
             "x:f[B,K] w:f[K,N] b:f[1,N] t:i[B]<N total!:s[2] -> dz:f[B,N] dx:f[B,K] db:f[1,K]",
             lambda d: 2 * _product(d),
             {"x": rectified},
+            room=_of_products,
         ),
         # the same, and plain SGD on that layer
         Op(
@@ -230,6 +238,7 @@ OPS: dict[str, Op] = {
             "x:f[B,K] w!:f[K,N] b!:f[1,N] t:i[B]<N total!:s[2] lr:s[1] -> dx:f[B,K] db:f[1,K]",
             lambda d: 3 * _product(d),
             {"x": rectified},
+            room=lambda d: d["B"] * d["N"] + _of_products(d),
         ),
         # before an optimizer's step: limits for the gradients, penalties on the weights
         Op("clip_value", "g!:f[P] limit:s[1] ->", _per_element(2)),

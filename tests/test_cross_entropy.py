@@ -214,6 +214,24 @@ def test_wide_rows_are_not_copied(engine, options, rng):
         assert loss.forward(outputs, y) == pytest.approx(-log_p[np.arange(64), y].mean(), rel=1e-6)
 
 
+def test_training_on_wide_rows_makes_no_copy_of_the_logits(engine, rng):
+    model = fastbp.Sequential(
+        [fastbp.Dense(8, 16), fastbp.ReLU(), fastbp.Dense(16, 100_000)],
+        loss=fastbp.SoftmaxCrossEntropy(),
+        optimizer=fastbp.SGD(0.1),
+        engine=engine,
+        seed=0,
+    )
+    X, y = rng.standard_normal((256, 8)), rng.integers(0, 100_000, 256)
+    weights, logits = model.layers[2].weights.nbytes, 256 * 100_000 * 4
+    model.train_on_batch(X[:2], y[:2])
+    tracemalloc.start()
+    model.train_on_batch(X, y)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * logits + 5 * weights  # themselves and their gradient, while the step is recorded
+
+
 @each_loss
 @pytest.mark.parametrize("weighted", [False, True])
 def test_sums_are_in_float64(engine, loss_of, weighted):
