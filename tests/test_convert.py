@@ -1,5 +1,7 @@
 """Models from other libraries and for them compute what they computed there."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import sklearn.neural_network as theirs
@@ -69,6 +71,10 @@ def test_a_copy_shares_no_weights():
     assert model.coefs_[0].any()
 
 
+def needs_torch(*values):
+    return pytest.param(*values, marks=pytest.mark.skipif(find_spec("torch") is None, reason="needs torch"))
+
+
 @pytest.mark.parametrize(
     "convert, error, message",
     [
@@ -76,10 +82,12 @@ def test_a_copy_shares_no_weights():
         (lambda: from_sklearn(theirs.MLPClassifier()), ValueError, "not fitted yet"),
         (lambda: MLPClassifier().to_sklearn(), ValueError, "not fitted yet"),
         (lambda: fitted(MLPClassifier, Y, activation="gelu").to_sklearn(), ValueError, "no activation='gelu'"),
-        (lambda: fastbp.to_torch(MLPClassifier()), ValueError, "not fitted yet"),
-        (lambda: fastbp.to_torch(3), TypeError, "model must be a fastbp Sequential or estimator, got int"),
+        needs_torch(lambda: fastbp.to_torch(MLPClassifier()), ValueError, "not fitted yet"),
+        needs_torch(lambda: fastbp.to_torch(3), TypeError, "model must be a fastbp Sequential or estimator, got int"),
         (lambda: fastbp.export_onnx(fitted(MLPClassifier, Y + 0.5), "x"), ValueError, "Unknown label type"),
-        (lambda: fastbp.to_torch(fastbp.Sequential([Odd()])), ValueError, "Odd.* has no counterpart in torch"),
+        needs_torch(
+            lambda: fastbp.to_torch(fastbp.Sequential([Odd()])), ValueError, "Odd.* has no counterpart in torch"
+        ),
         (lambda: fastbp.export_onnx(fastbp.Sequential([Odd()]), "x"), ValueError, "Odd.* has no counterpart in ONNX"),
     ],
 )
