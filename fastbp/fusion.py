@@ -123,7 +123,7 @@ def fuse(
     if any(rule.fused.op is OPS["dense_weight_sgd"] and engine.supports(rule.fused.op) for rule in rules):
         calls = _split_sgd(calls, addresses)
     for rule in rules:
-        if engine.supports(rule.fused.op):
+        if engine.supports(rule.fused.op) and {part.op for part in rule.parts} <= {call.op for call in calls}:
             while fused := _first_fused(calls, rule, addresses, kept):
                 calls = fused
     return [_flat_sgd(call) for call in calls]

@@ -193,13 +193,15 @@ class Perceptron(BaseEstimator):
 
     def _checked_parameters(self) -> list[int]:
         """The sizes of the hidden layers, where all parameters are as they should be."""
-        for name, check in CHECKS.items():
-            if hasattr(self, name):
-                try:
-                    check(getattr(self, name), name)
-                except TypeError as error:
-                    raise DTypeError(str(error)) from error  # a ValueError too, as scikit-learn's is
-        choose_engine(self.engine)
+        given = [self.__dict__.get(name) for name in CHECKS]
+        if given != self.__dict__.get("_checked"):  # a check of all takes a seventh of a small partial_fit
+            for name, check in CHECKS.items():
+                if hasattr(self, name):
+                    try:
+                        check(getattr(self, name), name)
+                    except TypeError as error:
+                        raise DTypeError(str(error)) from error  # a ValueError too, as scikit-learn's is
+            self._checked = given
         if self.solver == "lbfgs" and (self.dropout or self.clip_norm is not None or self.callbacks):
             raise ValueError("dropout, clip_norm and callbacks need another solver than 'lbfgs'")
         sizes = self.hidden_layer_sizes
