@@ -202,6 +202,7 @@ class Perceptron(BaseEstimator):
                     except TypeError as error:
                         raise DTypeError(str(error)) from error  # a ValueError too, as scikit-learn's is
             self._checked = given
+        choose_engine(self.engine)
         if self.solver == "lbfgs" and (self.dropout or self.clip_norm is not None or self.callbacks):
             raise ValueError("dropout, clip_norm and callbacks need another solver than 'lbfgs'")
         sizes = self.hidden_layer_sizes

@@ -287,7 +287,7 @@ def scratch_for(calls: Sequence[Call]) -> tuple[tuple[int], np.dtype[Any]]:
         else:
             largest = max(largest, op.room(op.sizes([array.shape for array in arguments[: len(op.inputs)]])))
         floats = next((a.dtype for a in arguments if a.dtype.kind == "f" and a.dtype != np.float64), floats)
-    return (largest + 4096,), floats
+    return (-(-largest // 64) * 64 + 4096,), floats  # which other types divide
 
 
 def native(array: Array) -> Array:
