@@ -17,17 +17,15 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .activations import ReLU
-from .conformance import Report, Result, check
+from .conformance import check
 from .cross_entropy import SoftmaxCrossEntropy
 from .encoding import Category, Encoder, Split, prepare
 from .files import load, read_metadata
 from .info import print_info
-from .kernels.ops import OPS
 from .layers import Dense, Layer
 from .losses import MeanSquaredError
 from .model import Sequential
 from .optim import Adam
-from .progress import Progress
 from .selection import engine as choose_engine
 from .tables import load_table, need, read_table
 from .version import __version__
@@ -59,7 +57,7 @@ The file needs the columns that the model was trained on, in any order; others, 
 
 CHECK = """Check that an engine computes each op right, and keeps the promises that layers rely on, which `fastbp.check`
 lists. Prints a table, and ends with exit code 1 where a promise is broken. The first time, an engine may have to
-compile: Numba takes some minutes."""
+compile: Numba takes a minute or two."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -253,14 +251,8 @@ def run_predict(options: argparse.Namespace) -> None:
 
 def run_check(options: argparse.Namespace) -> int:
     """``fastbp check``"""
-    engine = choose_engine(options.engine)
-    names = list(OPS) if options.ops is None else options.ops.split(",")
-    results: list[Result] = []
-    with Progress(len(names), None, "op") as progress:
-        for name in names:
-            results += check(engine, [name]).results
-            progress.step({})
-    report = Report(engine.name, tuple(results))
+    names = None if options.ops is None else [name.strip() for name in options.ops.split(",")]
+    report = check(options.engine, names)
     print(report)
     return 0 if report.passed else 1
 

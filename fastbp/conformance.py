@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 import sys
@@ -18,6 +19,7 @@ from .kernels.engine import Call, Engine
 from .kernels.formulas import FORMULAS
 from .kernels.op import USUAL, normal
 from .kernels.ops import OPS, Arg, Array, Op
+from .progress import Progress
 from .selection import engine as choose_engine
 
 __all__ = ["PROMISES", "Report", "Result", "check"]
@@ -112,7 +114,7 @@ class Report(NamedTuple):
         return "\n".join(lines)
 
 
-def check(engine: str | Engine, ops: Sequence[str] | None = None) -> Report:
+def check(engine: str | Engine, ops: Sequence[str] | None = None, *, verbose: bool | None = None) -> Report:
     """Check whether an engine computes each op of the contract, and keeps the promises that layers rely on.
 
     Parameters
@@ -120,6 +122,8 @@ def check(engine: str | Engine, ops: Sequence[str] | None = None) -> Report:
     engine : str or Engine
     ops : sequence of str, optional
         The names of the ops to check, by default all.
+    verbose : bool, optional
+        Show a progress bar (needs tqdm); by default on a terminal where tqdm is installed.
 
     Returns
     -------
@@ -162,8 +166,14 @@ def check(engine: str | Engine, ops: Sequence[str] | None = None) -> Report:
     """
     engine = choose_engine(engine)
     if unknown := [name for name in ops or () if name not in OPS]:
-        raise ValueError(f"ops must be names of ops such as {', '.join(list(OPS)[:3])}; got {unknown[0]!r}")
-    results = [result for name in (OPS if ops is None else ops) for result in _check_op(engine, OPS[name])]
+        like = difflib.get_close_matches(unknown[0], OPS) or list(OPS)[:3]
+        raise ValueError(f"ops must be names of ops such as {', '.join(like)}; got {unknown[0]!r}")
+    names = list(OPS if ops is None else ops)
+    results: list[Result] = []
+    with Progress(len(names), verbose, "op") as progress:
+        for name in names:
+            results += _check_op(engine, OPS[name])
+            progress.step({})
     return Report(engine.name, tuple(results))
 
 

@@ -68,6 +68,8 @@ def gradcheck(
     ------
     GradientError
         For a gradient that is missing, has another shape, or is wrong; it says which, where, and by how much.
+    TypeError
+        Where a layer's `forward` returns nothing, or parameters have no shapes or values.
     ValueError
         Where `y` is given with a layer, or lacks with a loss.
 
@@ -129,14 +131,17 @@ def _of_layer(layer: Layer, x: Array, inputs: bool) -> list[Comparison]:
     def output() -> Array:
         for (inner, name), array in state.items():
             inner.__dict__[name] = array.copy()  # the same random numbers again
-        return layer.engine.asnumpy(layer.forward(layer.engine.asarray(x)))
+        outputs: Any = layer.forward(layer.engine.asarray(x.copy()))
+        if outputs is None:
+            raise TypeError(f"{layer!r}: forward must return its output, got None")
+        return layer.engine.asnumpy(outputs)
 
     weights = np.random.default_rng(0).uniform(0.5, 1.5, output().shape)
 
     def value() -> float:
         return float((output() * weights).sum())
 
-    dinputs = layer.backward(layer.engine.asarray(weights))
+    dinputs = layer.backward(layer.engine.asarray(weights.copy()))  # which a wrong one may change
     comparisons = [("dinputs", _numbers(layer, dinputs), x, value)] if inputs else []
     for path, inner in layer.walk():
         for name in inner.shapes():
@@ -150,6 +155,7 @@ def _in_float64(layer: Layer) -> Layer:
     layer = copy.deepcopy(layer)
     layer.draw(np.random.default_rng(0))
     for _, inner in layer.walk():
+        inner.check_drawn()
         for name in inner.parameters():
             inner.__dict__[name] = inner.engine.asarray(inner.__dict__[name], np.float64).copy()
     return layer

@@ -66,7 +66,50 @@ class Layer(Part):
 
     A subclass computes with ops alone (``self.engine.dense_forward(...)``), so that the same two methods serve both
     for a call at once and for a recording. A parameter is declared as a `Parameter` in the class and given a shape by
-    `shapes`; `backward` stores the gradient of ``weights`` as ``dweights``.
+    `shapes`; `backward` stores the gradient of ``weights`` as ``dweights``. `draw` gives first values, and `config` the
+    constructor's arguments, for files.
+
+    Examples
+    --------
+    A layer with parameters of its own, as wide as its input:
+
+    >>> import numpy as np, fastbp
+    >>> class Mix(fastbp.Layer):
+    ...     weights, biases = fastbp.Parameter(), fastbp.Parameter(decay=False)
+    ...
+    ...     def __init__(self, size, **options):
+    ...         super().__init__(**options)
+    ...         self.features = self.size = size
+    ...
+    ...     def config(self):
+    ...         return {"size": self.size}
+    ...
+    ...     def shapes(self):
+    ...         return {"weights": (self.size, self.size), "biases": (1, self.size)}
+    ...
+    ...     def draw(self, rng, **options):
+    ...         for name, shape in self.shapes().items():
+    ...             if name not in self.__dict__:
+    ...                 setattr(self, name, rng.normal(0, 0.1, shape))
+    ...
+    ...     def forward(self, x):
+    ...         self.inputs = self.read(x, self.size)
+    ...         z = self.engine.dense_forward(self.inputs, self.weights, self.biases)
+    ...         self.output = self.engine.tanh_forward(z)
+    ...         return self.output
+    ...
+    ...     def backward(self, dvalues):
+    ...         dz = self.engine.tanh_backward(dvalues, self.output)
+    ...         self.dweights = self.engine.dense_weight_grad(self.inputs, dz)
+    ...         self.dbiases = self.engine.dense_bias_grad(dz)
+    ...         self.dinputs = self.engine.dense_input_grad(dz, self.weights)
+    ...         return self.dinputs
+    >>> fastbp.gradcheck(Mix(3), np.random.default_rng(0).standard_normal((4, 3)))
+    True
+    >>> model = fastbp.Sequential([Mix(2)], loss=fastbp.MeanSquaredError(), optimizer=fastbp.SGD(0.1), seed=0)
+    >>> losses = model.fit(np.eye(2), np.eye(2), epochs=20).history["loss"]
+    >>> losses[-1] < 0.5 * losses[0]
+    True
     """
 
     #: False while a forward pass for prediction is recorded.
@@ -122,7 +165,7 @@ class Layer(Part):
         ValueError
             Where the shape of `x` does not fit the layer.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define forward(x)")
 
     def backward(self, dvalues: Array) -> Array:
         """Compute, store and return `dinputs`, the gradient by this layer's inputs, after `forward`.
@@ -136,7 +179,7 @@ class Layer(Part):
         -------
         array, shape of `inputs`
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define backward(dvalues)")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the parameters."""
@@ -156,7 +199,13 @@ class Layer(Part):
         """Draw what has no values yet, because somebody looks at it before a model owns the layer."""
         lacking = self.parameters().keys() - self.__dict__.keys()
         self.draw(np.random.default_rng())
-        self.__dict__["_looked_at"] = {name: self.__dict__[name].copy() for name in lacking if name in self.__dict__}
+        self.check_drawn()
+        self.__dict__["_looked_at"] = {name: self.__dict__[name].copy() for name in lacking}
+
+    def check_drawn(self) -> None:
+        """Raise TypeError where `shapes` or `draw` leave a declared parameter out."""
+        if lacking := self.parameters().keys() - (self.__dict__.keys() & self.shapes().keys()):
+            raise TypeError(f"{self!r}: shapes must name and draw must assign {', '.join(sorted(lacking))}")
 
     def undraw(self) -> None:
         """Drop what `draw_to_look` drew, if it is as it was drawn; a model's seed then gives the values."""

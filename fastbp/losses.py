@@ -53,7 +53,7 @@ class Loss(Part):
             How much each row counts; None where all count 1.
         total : array, shape (2,) of float64
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define gradient(outputs, targets, weights, total)")
 
     def penalize(self, rows: int, parameters: Array, gradients: Array, total: Array) -> None:
         """Add what this loss makes of the weights themselves, after the backward pass of each step; by default nothing.

@@ -155,8 +155,7 @@ class Network:
                 layer.draw(self._rng, before_relu=following is not None and following.rectifies)
         for place, layer in enumerate(inner):
             if layer.owner is None:
-                if lacking := layer.parameters().keys() - (layer.__dict__.keys() & layer.shapes().keys()):
-                    raise TypeError(f"{layer!r}: shapes must name and draw must assign {', '.join(sorted(lacking))}")
+                layer.check_drawn()
                 layer.reseed(self._seeds, place)
         for part in (*self.walk(), self.optimizer):
             if part is not None and part not in (*inner, optimizer):

@@ -165,8 +165,12 @@ def _load(name: str) -> Engine:
         raise _unknown(name)
     try:
         loaded = entry.load()()
-    except Exception as error:  # whatever another package may do wrong
+    except (Exception, SystemExit) as error:  # whatever another package may do wrong
         raise EngineNotAvailable(f"engine {name!r}, {entry.value}, cannot be loaded: {error!r}") from error
-    if not isinstance(loaded, Engine) or loaded.name != name:
-        raise EngineNotAvailable(f"engine {name!r}, {entry.value}, must be an Engine of that name, got {loaded!r}")
+    its_name, device = (getattr(loaded, attribute, None) for attribute in ("name", "device"))
+    if not isinstance(loaded, Engine) or its_name != name or not isinstance(device, str):
+        raise EngineNotAvailable(
+            f"engine {name!r}, {entry.value}, must be an Engine of that name with a device, "
+            f"got {type(loaded).__name__} of name {its_name!r} and device {device!r}"
+        )
     return loaded

@@ -29,7 +29,6 @@ class Handle:
     """What stands for an array while recording."""
 
     __slots__ = ("dtype", "memory", "shape")
-    __array_ufunc__ = None  # so that NumPy's functions, and arithmetic with NumPy's arrays, raise TypeError
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], memory: Array | str) -> None:
         self.shape, self.dtype, self.memory = shape, dtype, memory
@@ -41,7 +40,7 @@ class Handle:
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise RecordingError("an array was used outside the ops while its step was recorded; call an op of self.engine")
 
-    __array__ = __bool__ = __float__ = __int__ = __index__ = __len__ = __iter__ = _refuse
+    __array__ = __array_ufunc__ = __bool__ = __float__ = __int__ = __index__ = __len__ = __iter__ = _refuse
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
     __matmul__ = __rmatmul__ = __pow__ = __rpow__ = __neg__ = __abs__ = __getitem__ = __setitem__ = _refuse
     __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuse

@@ -80,9 +80,9 @@ def method_of(op: Op) -> Callable[..., Any]:
 class Engine(OpCaller):
     """An array library's side of the contract.
 
-    A subclass gives `name`, `device`, and `kernel`, which finds the function for an op: it takes the op's inputs, then
-    its outputs, and writes the outputs. Where its arrays are not NumPy's, it also overrides `asarray`, `asnumpy` and
-    `empty`; where it replays better than call by call, `program`.
+    A subclass gives `name`, `device`, `supports`, which tells whether there is a kernel for an op, and `kernel`, which
+    finds it: a function that takes the op's inputs, then its outputs, and writes the outputs. Where its arrays are not
+    NumPy's, it also overrides `asarray`, `asnumpy` and `empty`; where it replays better than call by call, `program`.
 
     ``engine.dense_forward(x, w, b)`` calls an op on arrays: shapes are checked against the op's row, the floats follow
     the first one's dtype, and outputs are allocated or, with ``out=``, written into arrays of the right shape and
@@ -93,7 +93,7 @@ class Engine(OpCaller):
     device: str
 
     def kernel(self, op: Op, arguments: Sequence[Array]) -> Callable[..., None]:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define kernel(op, arguments)")
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         """`x` in this engine's memory, C-contiguous and aligned; not copied where it is so already."""
@@ -154,7 +154,7 @@ class Engine(OpCaller):
 
     def supports(self, op: Op) -> bool:
         """Whether this engine has a kernel for `op`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define supports(op)")
 
     def call(self, op: Op, *arguments: Any, out: Any = None) -> Any:
         if len(arguments) != len(op.inputs):

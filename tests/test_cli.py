@@ -196,7 +196,7 @@ def test_a_plot_is_a_png(flowers, tmp_path):
 
 
 def test_check_prints_a_table(capsys):
-    assert main(["check", "numpy", "--ops", "relu_forward,adam"]) == 0
+    assert main(["check", "numpy", "--ops", "relu_forward, adam"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ["op", "values", "extremes"]
     assert [line.split()[:2] for line in lines[1:3]] == [["relu_forward", "ok"], ["adam", "ok"]]
@@ -218,6 +218,8 @@ def test_check_fails_where_an_engine_does(capsys, monkeypatch):
     [
         (["abacus"], "engine must be one of .*abacus"),
         (["numpy", "--ops", "relu,adam"], "ops must be names of ops such as .* got 'relu'"),
+        (["numpy", "--ops", "adam,relu_foward"], "ops must be names of ops such as relu_forward.* got 'relu_foward'"),
+        (["numpy", "--ops", ""], "ops must be names of ops such as next_batch.* got ''"),
     ],
 )
 def test_check_of_what_is_not_there(arguments, message, capsys):

@@ -110,6 +110,12 @@ class NotANumber(fastbp.Identity):
         return self.dinputs
 
 
+class DoubledInPlace(fastbp.Identity):
+    def backward(self, dvalues):
+        dvalues *= 2
+        return super().backward(dvalues)
+
+
 class NoMean(fastbp.MeanSquaredError):
     def gradient(self, outputs, targets, weights, total):
         gradient = super().gradient(outputs, targets, weights, total)
@@ -125,6 +131,7 @@ class NoMean(fastbp.MeanSquaredError):
         (ForgottenBias(4, 3), r"dbiases is missing, it should have shape \(1, 3\)"),
         (ZeroBias(4, 3), r"dbiases is 0 at \(0, \d\)"),
         (NotANumber(), "dinputs is nan at"),
+        (DoubledInPlace(), r"dinputs is .* by differences it is"),
         (fastbp.Residual([fastbp.Tanh(), ZeroBias(4, 4)]), r"layers\.1\.dbiases is 0 at"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, fastbp.Layer) else None,
@@ -132,6 +139,50 @@ class NoMean(fastbp.MeanSquaredError):
 def test_faults_in_a_layer_are_found(part, match, rng):
     with pytest.raises(fastbp.GradientError, match=match):
         fastbp.gradcheck(part, numbers(rng))
+
+
+class NothingReturned(fastbp.Identity):
+    def forward(self, x):
+        super().forward(x)
+
+
+class NoShapes(fastbp.Identity):
+    weights = fastbp.Parameter()
+
+
+class NoDraw(NoShapes):
+    def shapes(self):
+        return {"weights": (4, 4)}
+
+
+@pytest.mark.parametrize(
+    ("part", "error", "match"),
+    [
+        (NothingReturned(), TypeError, r"NothingReturned\(\): forward must return its output, got None"),
+        (NoShapes(), TypeError, r"NoShapes\(\): shapes must name and draw must assign weights"),
+        (fastbp.Residual([NoDraw()]), TypeError, r"NoDraw\(\): shapes must name and draw must assign weights"),
+        (fastbp.Layer(), NotImplementedError, r"Layer must define forward\(x\)"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, fastbp.Layer) else None,
+)
+def test_what_a_layer_lacks_is_said(part, error, match, rng):
+    with pytest.raises(error, match=match):
+        fastbp.gradcheck(part, numbers(rng))
+
+
+def test_a_layer_without_backward_or_a_loss_without_gradient_says_so(rng):
+    class Forward(fastbp.Layer):
+        forward = fastbp.Identity.forward
+
+    with pytest.raises(NotImplementedError, match=r"Forward must define backward\(dvalues\)"):
+        fastbp.gradcheck(Forward(), numbers(rng))
+    with pytest.raises(NotImplementedError, match=r"Loss must define gradient\(outputs, targets, weights, total\)"):
+        fastbp.gradcheck(fastbp.Loss(), numbers(rng), numbers(rng))
+
+
+def test_parameters_that_are_never_drawn_say_so_where_they_are_read():
+    with pytest.raises(TypeError, match=r"NoDraw\(\): shapes must name and draw must assign weights"):
+        NoDraw().weights  # noqa: B018
 
 
 def test_faults_in_a_loss_are_found(rng):

@@ -65,6 +65,14 @@ def test_what_may_go_wrong_in_a_layer_of_ones_own_is_said():
         AttributeError, match=r"has no attribute 'engine': its __init__ must call super\(\).__init__\(\)"
     ):
         NoInit().forward(np.ones((2, 3)))
+
+    class InNumPy(fastbp.Tanh):
+        def forward(self, x):
+            self.output = np.tanh(x)
+            return self.output
+
+    with pytest.raises(fastbp.RecordingError, match=r"InNumPy\(\): forward cannot .* call an op of self.engine"):
+        fastbp.Sequential([fastbp.Dense(2, 3), InNumPy()]).predict(np.ones((2, 2)))
     model = fastbp.Sequential([fastbp.Dense(2, 3), NoInit()])
     with pytest.raises(fastbp.RecordingError, match=r"forward cannot be recorded: .* forward returns its output"):
         model.predict(np.ones((2, 2)))

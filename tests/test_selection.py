@@ -180,9 +180,19 @@ def installed(tmp_path, monkeypatch):
 
 
 BROUGHT = """
+import sys
+from fastbp.kernels.engine import Engine
 from fastbp.kernels.numpy_engine import NumpyEngine
 class Abacus(NumpyEngine):
     name, device = "abacus", "wood"
+class Nameless(Engine):
+    device = "wood"
+class Nowhere(Engine):
+    name = "abacus"
+class Bare(Nowhere):
+    device = "wood"
+def gone():
+    sys.exit("no beads, no engine")
 class Other(NumpyEngine):
     name = "numpy"
 def broken():
@@ -207,19 +217,30 @@ def test_engines_of_other_packages(installed, capsys):
         ("brought:broken", r"brought:broken, cannot be loaded: RuntimeError\('beads are missing'\)"),
         ("brought:Nothing", "cannot be loaded: AttributeError"),
         ("nowhere:Abacus", "cannot be loaded: ModuleNotFoundError"),
-        ("brought:Other", r"must be an Engine of that name, got <fastbp engine 'numpy' on cpu>"),
-        ("builtins:dict", r"must be an Engine of that name, got \{\}"),
+        ("brought:gone", r"cannot be loaded: SystemExit\('no beads, no engine'\)"),
+        ("brought:Other", "must be an Engine of that name with a device, got Other of name 'numpy' and device 'cpu'"),
+        ("brought:Nameless", "got Nameless of name None and device 'wood'"),
+        ("brought:Nowhere", "got Nowhere of name 'abacus' and device None"),
+        ("builtins:dict", "got dict of name None and device None"),
     ],
 )
-def test_a_broken_engine_says_so_and_breaks_nothing_else(installed, value, match):
+def test_a_broken_engine_says_so_and_breaks_nothing_else(installed, value, match, capsys):
     installed(BROUGHT, abacus=value)
     with pytest.raises(fastbp.EngineNotAvailable, match=match):
         fastbp.engine("abacus")
     info = fastbp.engines()[-1]
     assert info.name == "abacus" and not info.available and re.search(match, info.why_not)
+    main(["info"])
+    assert re.search(match, capsys.readouterr().out)
     assert fastbp.engine("numpy").name == "numpy"
     with pytest.raises(ValueError, match="engine must be one of numpy, numba, cupy, abacus, got 'abax'"):
         fastbp.engine("abax")
+
+
+def test_an_engine_without_kernels_is_told_what_it_lacks(installed):
+    installed(BROUGHT, abacus="brought:Bare")
+    (failure,) = fastbp.check("abacus", ["relu_forward"]).failures
+    assert "Bare must define supports(op)" in failure.message
 
 
 def test_fastbps_own_names_cannot_be_taken(installed):
