@@ -268,7 +268,7 @@ def check(task: Task, contender: str, steps: int = 3) -> None:
 
 
 def lanes_of_a_vector() -> int:
-    from fastbp.kernels.numba_products import VECTOR_BYTES
+    from fastbp.kernels.numba_vectors import VECTOR_BYTES
 
     return VECTOR_BYTES // 4
 

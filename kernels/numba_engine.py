@@ -25,7 +25,7 @@ from numba.np import arrayobj
 from . import numba_activations, numba_fused, numba_layers, numba_losses, numba_norms, numba_optim
 from .engine import Call, Engine, Program, kernels_of, needs_scratch, scratch_for
 from .numba_math import FAST
-from .numba_products import VECTOR_BYTES
+from .numba_vectors import VECTOR_BYTES
 from .ops import OPS, Array, Op
 
 __all__ = ["NumbaEngine"]

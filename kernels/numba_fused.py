@@ -14,7 +14,6 @@ from .numba_products import (
     is_narrow_product,
     is_small,
     narrow_forward,
-    narrow_product,
     product,
     room,
     transpose,
@@ -77,8 +76,8 @@ def dense_softmax_cross_entropy(
     x: Array, w: Array, b: Array, t: Array, total: Array, dz: Array, scratch: Array
 ) -> None:
     if is_narrow_product(x, w):
-        zt, rest = narrow_forward(x, w, b, scratch)
-        cross_entropy_by_class(zt, t, total, rest)
+        zt, _ = narrow_forward(x, w, b, scratch)
+        cross_entropy_by_class(zt, t, total)
         transpose(zt, dz)
     else:
         product(x, w, dz, bias=b)
@@ -88,32 +87,35 @@ def dense_softmax_cross_entropy(
 def classifier_grads(
     x: Array, w: Array, b: Array, t: Array, total: Array, dz: Array, dx: Array, db: Array, scratch: Array
 ) -> None:
-    classifier(x, w, b, t, total, dz, dx, db, scratch)
+    db[:] = 0
+    if is_narrow_product(x, w):
+        dzt, wt = narrow_forward(x, w, b, scratch)
+        cross_entropy_by_class(dzt, t, total)
+        transpose(dzt, dz)
+        product(dzt.T, wt, dx, mask=x, sums=db)
+    else:
+        wide_classifier(x, w, b, t, total, dz, dx, db, scratch)
 
 
 def classifier_sgd(
     x: Array, w: Array, b: Array, t: Array, total: Array, lr: Array, dx: Array, db: Array, scratch: Array
 ) -> None:
     rate = w.dtype.type(lr[0])
+    db[:] = 0
     if is_narrow_product(x, w):
-        db[:] = 0
-        wt, rest = transposed(w, scratch)
-        dzt, rest = room(rest, w.shape[1], x.shape[0])
-        narrow_product(x, wt, b, dzt)
-        cross_entropy_by_class(dzt, t, total, rest)
+        dzt, wt = narrow_forward(x, w, b, scratch)
+        cross_entropy_by_class(dzt, t, total)
         product(dzt.T, wt, dx, mask=x, sums=db)
-        dwt, _ = room(rest, w.shape[1], w.shape[0])
-        product(dzt, x, dwt)
+        product(dzt, x, wt, rate=rate)
+        transpose(wt, w)
         for j in range(w.shape[1]):
-            for i in range(w.shape[0]):
-                w[i, j] -= rate * dwt[j, i]
             db_j = b.dtype.type(0)
             for i in range(x.shape[0]):
                 db_j += dzt[j, i]
             b[0, j] -= rate * db_j
     else:
         dz, rest = room(scratch, x.shape[0], w.shape[1])
-        classifier(x, w, b, t, total, dz, dx, db, rest)
+        wide_classifier(x, w, b, t, total, dz, dx, db, rest)
         product(None, dz, b, rate=rate)
         product(x.T, dz, w, rate=rate)
 
@@ -138,22 +140,13 @@ relu_grads, leaky_relu_grads, elu_grads, tanh_grads, sigmoid_grads = map(grads_t
 
 
 @njit(**FAST)
-def classifier(
+def wide_classifier(
     x: Array, w: Array, b: Array, t: Array, total: Array, dz: Array, dx: Array, db: Array, scratch: Array
 ) -> None:
-    db[:] = 0
-    if not is_small(x, w):
-        product(x, w, dz, bias=b)
-        softmax_cross_entropy_of(dz, t, total, dz, scratch)
-        product(dz, w.T, dx, mask=x, sums=db)
-        return
-    wt, rest = transposed(w, scratch)
-    if is_narrow(dz):
-        zt, rest = room(rest, w.shape[1], x.shape[0])
-        narrow_product(x, wt, b, zt)
-        cross_entropy_by_class(zt, t, total, rest)
-        transpose(zt, dz)
+    product(x, w, dz, bias=b)
+    softmax_cross_entropy_of(dz, t, total, dz, scratch)
+    if is_small(x, w):
+        wt, _ = transposed(w, scratch)
+        product(dz, wt, dx, mask=x, sums=db)
     else:
-        product(x, w, dz, bias=b)
-        softmax_cross_entropy_of(dz, t, total, dz, rest)
-    product(dz, wt, dx, mask=x, sums=db)
+        product(dz, w.T, dx, mask=x, sums=db)

@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 
-from .numba_math import FAST, divide, exp, exp_shifted, largest, log, log1p, sign
-from .numba_products import is_narrow, room, transpose, transposed
+from .numba_math import FAST, divide, exp, exp_of, exp_shifted, largest, log, log1p, log_of, sign
+from .numba_products import by_columns, is_narrow, room, transpose, transposed
+from .numba_vectors import INDEX, INT, Number, Vectors
 from .ops import Array
 
 
@@ -231,8 +236,9 @@ def weigh_targets(t: Array, weights: Array, class_weight: Array, mean: Array, to
 def softmax_cross_entropy_of(z: Array, t: Array, total: Array, dz: Array, scratch: Array) -> None:
     """z and dz may be the same."""
     if is_narrow(z):
-        zt, rest = transposed(z, scratch)
-        cross_entropy_by_class(zt, t, total, rest)
+        zt, _ = by_columns(scratch, z.shape[0], z.shape[1])
+        transpose(z, zt)
+        cross_entropy_by_class(zt, t, total)
         transpose(zt, dz)
         return
     for i in range(len(t)):
@@ -246,30 +252,71 @@ def softmax_cross_entropy_of(z: Array, t: Array, total: Array, dz: Array, scratc
 
 
 @njit(**FAST)
-def cross_entropy_by_class(zt: Array, t: Array, total: Array, scratch: Array) -> None:
-    """Softmax cross-entropy of logits that lie class by class, so that vectors run along the batch.
+def cross_entropy_by_class(zt: Array, t: Array, total: Array) -> None:
+    """Softmax cross-entropy of logits that lie class by class, whose gradient takes their place; see `by_columns`."""
+    total[0] += losses_by_class(zt, t)
+    total[1] += len(t)
 
-    Leaves the gradient where the logits were.
-    """
-    classes, batch = zt.shape
-    real = zt.dtype.type
-    rows, _ = room(scratch, 3, batch)
-    top, target, sum_exp = rows[0], rows[1], rows[2]
-    largest_by_class(zt, top)
-    for i in range(batch):
-        target[i] = zt[t[i], i] - top[i]
-    exp_by_class(zt, top, sum_exp)
-    loss = 0.0
-    for i in range(batch):
-        loss += log(sum_exp[i]) - target[i]
-        sum_exp[i] = real(1) / (sum_exp[i] * real(batch))
-    for c in range(classes):
-        for i in range(batch):
-            zt[c, i] *= sum_exp[i]
-    for i in range(batch):
-        zt[t[i], i] -= real(1) / real(batch)
-    total[0] += loss
-    total[1] += batch
+
+@intrinsic
+def losses_by_class(typing_context: Any, zt: Any, t: Any) -> Any:
+    """The sum of the losses; vectors run along the batch."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        v = Vectors(context, builder, zt.dtype)
+        (classes, _), at = v.matrix(zt, args[0])
+        labels = make_array(t)(context, builder, args[1])
+        (batch,), zero, one = cgutils.unpack_tuple(builder, labels.shape, 1), v.index(0), v.index(1)
+        label_type, wide = ir.VectorType(INDEX, v.lanes), ir.VectorType(ir.DoubleType(), v.lanes)
+        losses = cgutils.alloca_once_value(builder, ir.Constant(wide, [0.0] * v.lanes))
+        top, sums, target = (cgutils.alloca_once(builder, v.type) for _ in range(3))
+
+        def number(x: Any) -> Number:
+            return Number(builder, x)
+
+        def block(i: Any, lanes: Any = None) -> None:
+            address = builder.ptrtoint(builder.gep(labels.data, [i]), INDEX)
+            label = builder.trunc(v.load(address, lanes, label_type), ir.VectorType(INT, v.lanes))
+
+            def is_target(c: Any) -> Number:
+                return number(label).equals(number(v.splat(builder.trunc(c, INT))))
+
+            builder.store(v.load(at(zero, i)), top)
+            with v.each(one, classes, 1) as (c, _):
+                z, best = number(v.load(at(c, i))), number(builder.load(top))
+                builder.store((z < best).choose(best, z).value, top)
+            builder.store(v.zero, sums)
+            builder.store(v.zero, target)
+            with v.each(zero, classes, 1) as (c, _):
+                z = number(v.load(at(c, i))) - number(builder.load(top))
+                e = exp_of(z)
+                v.store(e.value, at(c, i))
+                builder.store((number(builder.load(sums)) + e).value, sums)
+                builder.store(is_target(c).choose(z, number(builder.load(target))).value, target)
+            total = number(builder.load(sums))
+            loss = (log_of(total) - number(builder.load(target))).value
+            if lanes is not None:
+                loss = builder.select(lanes.mask, loss, v.zero)
+            builder.store(
+                builder.fadd(builder.load(losses), builder.fpext(loss, wide) if v.size == 4 else loss), losses
+            )
+            share = number(v.one) / number(v.splat(builder.sitofp(batch, v.element)))
+            scale = share / total
+            with v.each(zero, classes, 1) as (c, _):
+                gradient = number(v.load(at(c, i))) * scale
+                v.store((gradient - is_target(c).choose(share, 0.0)).value, at(c, i))
+
+        whole = v.up_to(zero, batch, v.lanes)
+        with v.each(zero, whole, v.lanes) as (i, _):
+            block(i)
+        with builder.if_then(builder.icmp_signed("<", whole, batch)):
+            block(whole, v.first(builder.sub(batch, whole)))
+        result = ir.Constant(ir.DoubleType(), 0.0)
+        for lane in range(v.lanes):
+            result = builder.fadd(result, builder.extract_element(builder.load(losses), ir.Constant(INT, lane)))
+        return result
+
+    return types.float64(zt, t), codegen
 
 
 @njit(**FAST)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,17 +12,20 @@ from numba import njit, types
 from numba.extending import intrinsic, overload
 
 from .normal import PER_T, SHIFT, tail_series
+from .numba_vectors import Number
 from .ops import Array
 
 __all__ = [
     "FAST",
     "divide",
     "exp",
+    "exp_of",
     "exp_shifted",
     "expm1",
     "largest",
     "log",
     "log1p",
+    "log_of",
     "normal_cdf",
     "philox",
     "sigmoid",
@@ -32,113 +37,63 @@ __all__ = [
 FAST: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}
 
 
-def exp(x: Any) -> Any:
-    """e**x for x <= 0, without a call, so that loops over it become vector code."""
-    return np.exp(x)
+def formula(f: Callable[[Number], Number]) -> Any:
+    """A function for kernels that becomes the arithmetic of `f` on the spot, so that loops over it are vector code."""
+
+    @intrinsic
+    def function(typing_context: Any, x: Any) -> Any:
+        return x(x), lambda context, builder, signature, arguments: f(Number(builder, arguments[0])).value
+
+    return function
 
 
-def log(x: Any) -> Any:
-    """The natural logarithm of x >= 1, without a call."""
-    return np.log(x)
+def of_power(x: Number) -> tuple[Number, Number]:
+    """Splits e**x = 2**n * e**rest, with \\|rest\\| <= ln(2) / 2; gives rest and 2**n."""
+    shift = 1.5 * 2**x.mantissa
+    shifted = x * (1 / math.log(2)) + shift  # which rounds to a whole number, in the low bits
+    n = shifted.bits() - x.constant(shift).bits()
+    # the first factor has few bits, so that its product with n is exact
+    rest = x - n.rounded(x) * (355 / 512) - n.rounded(x) * -2.1219444005469058e-4
+    return rest, ((n + x.bias) << x.mantissa).bits()
 
 
-def log1p(x: Any) -> Any:
-    """log(1 + x) for x from 0 to 1, without a call, as exact for small x as for large."""
-    return np.log1p(x)
+def lowest(x: Number) -> float:
+    """Below this, e**x is too small for a normal number."""
+    return -math.log(2) * (x.bias - 1.5)
 
 
-def expm1(x: Any) -> Any:
-    """e**x - 1 for x <= 0, without a call, as exact for small x as for large."""
-    return np.expm1(x)
+def exp_of(x: Number) -> Number:
+    """e**x for x <= 0."""
+    rest, power = of_power(x)
+    y = rest.series([1 / math.factorial(n) for n in reversed(range(8 if x.single else 14))])
+    return (x < lowest(x)).choose(0.0, y * power)
 
 
-def number_format(real: Any) -> Any:
-    """(float type, integer type, bits of the mantissa, offset of the exponent, terms that e**x and log x take)"""
-    return (np.float32, np.int32, 23, 127, 7, 5) if real == types.float32 else (np.float64, np.int64, 52, 1023, 13, 11)
+def expm1_of(x: Number) -> Number:
+    """e**x - 1 for x <= 0, as exact for small x as for large."""
+    rest, power = of_power(x)
+    y = rest.series([*(1 / math.factorial(n) for n in reversed(range(1, 8 if x.single else 14))), 0.0])
+    return (x < lowest(x)).choose(-1.0, power * y + (power - 1.0))
 
 
-@overload(exp)
-def exp_overload(x: Any) -> Any:
-    real, whole, bits, offset, terms, _ = number_format(x)
-    factorial = np.cumprod([1.0, *range(1, terms + 1)])
-    series = tuple(real(1 / f) for f in factorial[::-1])
-    per_ln2, shift = real(1 / np.log(2)), real(1.5 * 2**bits)
-    ln2_high = real(np.float32(355 / 512))  # few bits, so that n * ln2_high is exact
-    ln2_low, lowest = real(-2.1219444005469058e-4), real(-np.log(2) * (offset - 1.5))
-    shift_whole, offset = shift.view(whole), whole(offset)
-    bits, zero = whole(bits), real(0)
-
-    def exp(x: Any) -> Any:
-        # e**x = 2**n * e**rest with |rest| <= ln(2) / 2. Adding `shift` rounds to a whole number, in the low bits.
-        n = whole(same_bits(x * per_ln2 + shift) - shift_whole)
-        rest = x - real(n) * ln2_high - real(n) * ln2_low
-        y = zero
-        for term in series:
-            y = y * rest + term
-        y *= same_bits(whole((n + offset) << bits))
-        return y if not x < lowest else zero
-
-    return exp
+def log_of(x: Number) -> Number:
+    """The natural logarithm of x >= 1."""
+    # log(2**n * m) = n * ln2 + 2 * artanh((m - 1) / (m + 1)), with m from sqrt(1/2) to sqrt(2)
+    root = x.constant(math.sqrt(0.5)).bits()
+    above = x.bits() - root
+    m = ((above & (2**x.mantissa - 1)) + root).bits()
+    s = (m - 1.0) / (m + 1.0)
+    y = (s * s).series([2 / (2 * n + 1) for n in reversed(range(5 if x.single else 11))])
+    return (x < math.inf).choose(y * s + (above >> x.mantissa).rounded(x) * math.log(2), x)
 
 
-@overload(expm1)
-def expm1_overload(x: Any) -> Any:
-    real, whole, bits, offset, terms, _ = number_format(x)
-    factorial = np.cumprod([*range(1, terms + 1)], dtype=np.float64)
-    series = tuple(real(1 / f) for f in factorial[::-1])
-    per_ln2, shift = real(1 / np.log(2)), real(1.5 * 2**bits)
-    ln2_high, ln2_low = real(np.float32(355 / 512)), real(-2.1219444005469058e-4)
-    lowest, shift_whole = real(-np.log(2) * (offset - 1.5)), shift.view(whole)
-    offset, bits, zero, one = whole(offset), whole(bits), real(0), real(1)
-
-    def expm1(x: Any) -> Any:
-        # as in `exp`, but 2**n * (e**rest - 1) + (2**n - 1), where n is 0 for small x
-        n = whole(same_bits(x * per_ln2 + shift) - shift_whole)
-        rest = x - real(n) * ln2_high - real(n) * ln2_low
-        y = zero
-        for term in series:
-            y = (y + term) * rest
-        power = same_bits(whole((n + offset) << bits))
-        return power * y + (power - one) if not x < lowest else -one
-
-    return expm1
+def log1p_of(x: Number) -> Number:
+    """log(1 + x) for x from 0 to 1, as exact for small x as for large."""
+    s = x / (x + 2.0)  # log(1 + x) = 2 * artanh(s), with s up to 1/3
+    return (s * s).series([2 / (2 * n + 1) for n in reversed(range(8 if x.single else 17))]) * s
 
 
-@overload(log)
-def log_overload(x: Any) -> Any:
-    real, whole, bits, _, _, terms = number_format(x)
-    series = tuple(real(2 / (2 * n + 1)) for n in reversed(range(terms)))
-    ln2, root, zero, one, infinity = real(np.log(2)), real(np.sqrt(0.5)), real(0), real(1), real(np.inf)
-    root_whole, fraction, bits = root.view(whole), whole(2**bits - 1), whole(bits)
-
-    def log(x: Any) -> Any:
-        # log(2**n * m) = n * ln2 + 2 * artanh((m - 1) / (m + 1)), with m from sqrt(1/2) to sqrt(2)
-        above = whole(same_bits(x) - root_whole)
-        n = whole(above >> bits)
-        m = same_bits(whole((above & fraction) + root_whole))
-        s = (m - one) / (m + one)
-        y = zero
-        for term in series:
-            y = y * (s * s) + term
-        return y * s + real(n) * ln2 if x < infinity else x
-
-    return log
-
-
-@overload(log1p)
-def log1p_overload(x: Any) -> Any:
-    real = number_format(x)[0]
-    series = tuple(real(2 / (2 * n + 1)) for n in reversed(range(8 if real == np.float32 else 17)))
-    two, zero = real(2), real(0)
-
-    def log1p(x: Any) -> Any:
-        s = x / (two + x)  # log(1 + x) = 2 * artanh(s), with s up to 1/3
-        y = zero
-        for term in series:
-            y = y * (s * s) + term
-        return y * s
-
-    return log1p
+exp, expm1, log, log1p = map(formula, (exp_of, expm1_of, log_of, log1p_of))
 
 
 @njit(**FAST)
@@ -161,7 +116,7 @@ def normal_cdf(x: Any) -> Any:
 
 @overload(normal_cdf)
 def normal_cdf_overload(x: Any) -> Any:
-    real = number_format(x)[0]
+    real = np.float32 if x == types.float32 else np.float64
     series = tuple(map(real, tail_series(10 if real == np.float32 else 18)))
     per_t, shift, four, half, one, zero = map(real, (PER_T, SHIFT, 4, 0.5, 1, 0))
 
@@ -201,18 +156,6 @@ def multiply_high(typing_context: Any, a: Any, b: Any) -> Any:
         return context.make_tuple(builder, signature.return_type, [high, builder.trunc(product, word)])
 
     return types.UniTuple(types.uint64, 2)(types.uint64, types.uint64), build
-
-
-@intrinsic
-def same_bits(typingctx: Any, x: Any) -> Any:
-    """The float or integer of the same size that has the same bits."""
-    other = {
-        types.float32: types.int32,
-        types.int32: types.float32,
-        types.float64: types.int64,
-        types.int64: types.float64,
-    }[x]
-    return other(x), lambda context, builder, signature, args: builder.bitcast(args[0], context.get_value_type(other))
 
 
 @njit(**FAST)

@@ -11,16 +11,16 @@ from typing import Any
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 from .numba_math import FAST
+from .numba_vectors import BYTES, INT, MANY, VECTOR_BYTES, Vectors
 from .ops import Array
 
 __all__ = [
     "SLOPES",
-    "VECTOR_BYTES",
+    "by_columns",
     "copy_row",
     "is_narrow",
     "is_narrow_product",
@@ -33,88 +33,10 @@ __all__ = [
     "transposed",
 ]
 
-# The processor that Numba compiles for: the host, unless NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say otherwise.
-TRIPLE, _, FEATURES = cpu_target.target_context.codegen().magic_tuple()
-VECTOR_BYTES = 64 if "+avx512f" in FEATURES else 32 if "+avx2" in FEATURES else 16
-MANY = VECTOR_BYTES == 64 or TRIPLE.startswith(("aarch64", "arm64"))  # 32 vector registers, not 16
 ROWS, WIDTHS = (6, (4, 2)) if MANY else (6, (2,))  # a tile's rows and vectors, whose sums fit in registers
 IN_FLIGHT = 8  # sums that must grow side by side to hide the latency of an addition
 BLAS_FROM = 1 << 23  # multiplications from which BLAS is faster, packing and threads included
-
-INT, INDEX, BYTES = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
-
-
-class Vectors:
-    """Writes LLVM code on vectors of one element type. Addresses and indices are 64-bit integers."""
-
-    def __init__(self, context: Any, builder: Any, real: Any) -> None:
-        self.context, self.builder = context, builder
-        self.element = context.get_data_type(real)
-        self.size = context.get_abi_sizeof(self.element)
-        self.lanes = VECTOR_BYTES // self.size
-        self.type = ir.VectorType(self.element, self.lanes)
-        self.zero, self.one = (ir.Constant(self.type, [x] * self.lanes) for x in (0.0, 1.0))
-
-    def index(self, n: Any) -> Any:
-        return ir.Constant(INDEX, n)
-
-    def plus(self, i: Any, n: Any) -> Any:
-        return self.builder.add(i, self.index(n))
-
-    def up_to(self, start: Any, stop: Any, step: Any) -> Any:
-        """The end of the whole steps from start to stop."""
-        return self.builder.sub(stop, self.builder.srem(self.builder.sub(stop, start), self.index(step)))
-
-    def each(self, start: Any, stop: Any, step: Any) -> Any:
-        """Loops over start, start + step, ... below stop."""
-        return cgutils.for_range_slice(self.builder, start, stop, self.index(step), inc=True)
-
-    def shuffle(self, x: Any, y: Any, lanes: Any) -> Any:
-        return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(INT, self.lanes), lanes))
-
-    def splat(self, x: Any) -> Any:
-        undefined = ir.Constant(ir.VectorType(x.type, self.lanes), ir.Undefined)
-        return self.shuffle(self.builder.insert_element(undefined, x, ir.Constant(INT, 0)), undefined, [0] * self.lanes)
-
-    def fma(self, x: Any, y: Any, z: Any) -> Any:
-        return self.builder.fadd(self.builder.fmul(x, y, flags=["contract"]), z, flags=["contract"])
-
-    def first(self, n: Any) -> Any:
-        """The mask of the first n lanes."""
-        numbers = ir.Constant(ir.VectorType(INDEX, self.lanes), list(range(self.lanes)))
-        return self.builder.icmp_signed("<", numbers, self.splat(n))
-
-    def load(self, address: Any, mask: Any = None) -> Any:
-        pointer = self.builder.inttoptr(address, self.type.as_pointer())
-        if mask is None:
-            return self.builder.load(pointer, align=self.size)
-        return self.masked("load", self.type, pointer, ir.Constant(INT, self.size), mask, self.zero)
-
-    def store(self, x: Any, address: Any, mask: Any = None) -> Any:
-        pointer = self.builder.inttoptr(address, self.type.as_pointer())
-        if mask is None:
-            return self.builder.store(x, pointer, align=self.size)
-        return self.masked("store", ir.VoidType(), x, pointer, ir.Constant(INT, self.size), mask)
-
-    def masked(self, kind: str, result: Any, *args: Any) -> Any:
-        function = ir.FunctionType(result, [x.type for x in args])
-        name = f"llvm.masked.{kind}.v{self.lanes}f{8 * self.size}.p0"
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, function, name), args)
-
-    def load_splat(self, address: Any) -> Any:
-        return self.splat(self.builder.load(self.builder.inttoptr(address, self.element.as_pointer())))
-
-    def matrix(self, ty: Any, value: Any) -> Any:
-        """The shape of an array and a function from (row, column) to an address; None for what is no array."""
-        if not isinstance(ty, types.Array):
-            return None, None
-        b, array = self.builder, make_array(ty)(self.context, self.builder, value)
-        shape, strides = (cgutils.unpack_tuple(b, x, 2) for x in (array.shape, array.strides))
-        unit = {"C": 1, "F": 0}.get(ty.layout)  # a stride that is known makes shorter addresses
-        size = self.context.get_abi_sizeof(self.context.get_data_type(ty.dtype))
-        strides = [self.index(size) if axis == unit else strides[axis] for axis in (0, 1)]
-        start = b.ptrtoint(array.data, INDEX)
-        return shape, lambda i, j: b.add(start, b.add(b.mul(i, strides[0]), b.mul(j, strides[1])))
+NARROW = 16  # columns
 
 
 def blas(v: Any, operands: Any, alpha: Any, beta: Any) -> Any:
@@ -204,13 +126,12 @@ def product(
             """Stores x[r, s] as the vector that begins at c[rows[r], columns[s]]. A row named twice counts once."""
             for r, s in x:
                 if relu:
-                    x[r, s] = builder.select(builder.fcmp_ordered("<=", x[r, s], v.zero), v.zero, x[r, s])
+                    x[r, s] = builder.select(builder.fcmp_ordered("<", x[r, s], v.zero), v.zero, x[r, s])
                 if mask_at:
                     x[r, s] = times_slope(v, x[r, s], v.load(mask_at(rows[r], columns[s]), lanes), args[7])
                 if rate:
                     x[r, s] = v.fma(v.splat(builder.fneg(args[-1])), x[r, s], v.load(c_at(rows[r], columns[s]), lanes))
-            for r, s in x:
-                v.store(x[r, s], c_at(rows[r], columns[s]), lanes)
+            v.store_all([(x[r, s], c_at(rows[r], columns[s])) for r, s in x], lanes)
             for s, column in enumerate(columns if sums_at else ()):
                 total = x[0, s]
                 for r in range(1, len(rows)):
@@ -268,9 +189,13 @@ def product(
             whole, last = v.up_to(zero, m, ROWS), v.plus(m, -1)
             with v.each(zero, whole, ROWS) as (i, _):
                 strip([v.plus(i, r) for r in range(ROWS)], WIDTHS)
-            with v.each(whole, m, 3) as (i, _):  # rows past the end repeat the last one
-                rows = [v.plus(i, r) for r in range(3)]
-                strip([builder.select(builder.icmp_signed("<", row, last), row, last) for row in rows])
+            rest = builder.sub(m, whole)
+            three = builder.and_(builder.icmp_signed(">", rest, v.index(1)), builder.trunc(rest, ir.IntType(1)))
+            with builder.if_then(three):
+                strip([v.plus(whole, r) for r in range(3)], (4, 2))
+            with v.each(builder.select(three, v.plus(whole, 3), whole), m, 2) as (i, _):
+                row = v.plus(i, 1)  # which repeats the last one where it is past the end
+                strip([i, builder.select(builder.icmp_signed("<", row, last), row, last)], (6, 2))
 
         def by_blas() -> Any:
             one, none = (ir.Constant(v.element, x) for x in (1.0, 0.0))
@@ -303,9 +228,10 @@ def narrow_product(typingctx: Any, a: Any, bt: Any, bias: Any, ct: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         v = Vectors(context, builder, ct.dtype)
-        (shape, a_at), (_, b_at), (_, bias_at), ((columns, rows), c_at) = map(v.matrix, signature.args, args)
-        terms, zero = shape[1], v.index(0)
-        whole, last, group = v.up_to(zero, terms, v.lanes), v.plus(rows, -v.lanes), 16 // v.size
+        ((rows, terms), a_at), ((columns, _), b_at), (_, bias_at), (_, c_at) = map(v.matrix, signature.args, args)
+        zero, group = v.index(0), 16 // v.size
+        whole = v.up_to(zero, terms, v.lanes)
+        some = v.first(builder.sub(terms, whole))
 
         def fold(x: Any, y: Any, unit: Any, span: Any) -> Any:
             """Adds neighbours, of `unit` lanes, in each `span` lanes of x and y; sums from x come first."""
@@ -326,27 +252,45 @@ def narrow_product(typingctx: Any, a: Any, bt: Any, bias: Any, ct: Any) -> Any:
                 )
             return builder.fadd(*odd_and_even)
 
-        with v.each(zero, rows, v.lanes) as (i, _):
-            i = builder.select(builder.icmp_signed("<", i, last), i, last)  # some rows may come twice, at the end
-            with v.each(zero, columns, 1) as (j, _):
-                sums = [cgutils.alloca_once_value(builder, v.zero) for _ in range(v.lanes)]
-                for total in sums:
-                    builder.store(v.zero, total)
+        def block(i: Any, columns: Any) -> None:
+            """A lane for each element of some rows, from i on, and of one or two columns."""
+            height = v.lanes // len(columns)
+            spots = [(r, s) for s in range(len(columns)) for r in range(height)]
+            sums = {spot: cgutils.alloca_once(builder, v.type) for spot in spots}
+            for total in sums.values():
+                builder.store(v.zero, total)
 
-                def add_terms(k: Any, lanes: Any = None) -> Any:
-                    right = v.load(b_at(j, k), lanes)
-                    for r, total in enumerate(sums):
-                        builder.store(v.fma(v.load(a_at(v.plus(i, r), k), lanes), right, builder.load(total)), total)
+            def add_terms(k: Any, lanes: Any = None) -> None:
+                right = [v.load(b_at(column, k), lanes) for column in columns]
+                left = [v.load(a_at(v.plus(i, r), k), lanes) for r in range(height)]
+                for (r, s), total in sums.items():
+                    builder.store(v.fma(left[r], right[s], builder.load(total)), total)
 
-                with v.each(zero, whole, v.lanes) as (k, _):
-                    add_terms(k)
-                with builder.if_then(builder.icmp_signed("<", whole, terms)):
-                    add_terms(whole, v.first(builder.sub(terms, whole)))
-                parts = [builder.load(total) for total in sums]
-                while len(parts) > 1:  # within 16 bytes first: shuffles across are dearer
-                    unit, span = (1, group) if len(parts) * group > v.lanes else (group, v.lanes)
-                    parts = [fold(x, y, unit, span) for x, y in zip(parts[::2], parts[1::2], strict=True)]
-                v.store(builder.fadd(parts[0], v.load_splat(bias_at(zero, j))), c_at(j, i))
+            with v.each(zero, whole, v.lanes) as (k, _):
+                add_terms(k)
+            with builder.if_then(builder.icmp_signed("<", whole, terms)):
+                add_terms(whole, some)
+            parts = [builder.load(total) for total in sums.values()]
+            while len(parts) > 1:  # within 16 bytes first: shuffles across are dearer
+                unit, span = (1, group) if len(parts) * group > v.lanes else (group, v.lanes)
+                parts = [fold(x, y, unit, span) for x, y in zip(parts[::2], parts[1::2], strict=True)]
+            for s, column in enumerate(columns):
+                x = builder.fadd(parts[0], v.load_splat(bias_at(zero, column)))
+                part = ir.Constant(ir.VectorType(INT, height), list(range(s * height, (s + 1) * height)))
+                x = builder.shuffle_vector(x, x, part)
+                builder.store(x, builder.inttoptr(c_at(column, i), x.type.as_pointer()), align=v.size)
+
+        def all_rows(columns: Any) -> None:
+            height = v.lanes // len(columns)
+            last = v.plus(rows, -height)
+            with v.each(zero, rows, height) as (i, _):  # some rows may come twice, at the end
+                block(builder.select(builder.icmp_signed("<", i, last), i, last), columns)
+
+        pairs = v.up_to(zero, columns, 2)
+        with v.each(zero, pairs, 2) as (j, _):
+            all_rows([j, v.plus(j, 1)])
+        with v.each(pairs, columns, 1) as (j, _):
+            all_rows([j])
         return context.get_dummy_value()
 
     return types.none(a, bt, bias, ct), codegen
@@ -386,15 +330,13 @@ def copy_row(typingctx: Any, source: Any, i: Any, to: Any, j: Any) -> Any:
 @njit(**FAST)
 def is_narrow(x: Array) -> Any:
     """Whether x has so many rows and so few columns that vectors should not run along its columns."""
-    lanes = VECTOR_BYTES // x.itemsize
-    return x.shape[1] < lanes <= x.shape[0]
+    return x.shape[1] < NARROW and x.shape[0] >= VECTOR_BYTES // x.itemsize
 
 
 @njit(**FAST)
 def is_narrow_product(x: Array, w: Array) -> Any:
     """Whether x @ w is small, and narrow as `is_narrow` says."""
-    lanes = VECTOR_BYTES // x.itemsize
-    return w.shape[1] < lanes <= x.shape[0] and is_small(x, w)
+    return w.shape[1] < NARROW and x.shape[0] >= VECTOR_BYTES // x.itemsize and is_small(x, w)
 
 
 @njit(**FAST)
@@ -411,9 +353,17 @@ def room(scratch: Array, rows: int, columns: int) -> Any:
 
 
 @njit(**FAST)
+def by_columns(scratch: Array, rows: int, columns: int) -> Any:
+    """Room for a transposed matrix whose rows end with what fills up a vector, and what is left of the scratch."""
+    lanes = VECTOR_BYTES // scratch.itemsize
+    return room(scratch, columns, (rows + lanes - 1) // lanes * lanes)
+
+
+@njit(**FAST)
 def transpose(a: Array, at: Array) -> None:
-    for j in range(at.shape[0]):
-        for i in range(at.shape[1]):
+    """Write at = a.T, as far as both reach."""
+    for j in range(min(at.shape[0], a.shape[1])):
+        for i in range(min(at.shape[1], a.shape[0])):
             at[j, i] = a[i, j]
 
 
@@ -427,8 +377,8 @@ def transposed(a: Array, scratch: Array) -> Any:
 
 @njit(**FAST)
 def narrow_forward(x: Array, w: Array, b: Array, scratch: Array) -> Any:
-    """The output of a layer with few neurons, transposed, in scratch, and what is left of that."""
+    """The output of a layer with few neurons, by columns, and the weights transposed, both in scratch."""
     wt, rest = transposed(w, scratch)
-    zt, rest = room(rest, w.shape[1], x.shape[0])
+    zt, _ = by_columns(rest, x.shape[0], w.shape[1])
     narrow_product(x, wt, b, zt)
-    return zt, rest
+    return zt, wt
