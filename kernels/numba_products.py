@@ -194,8 +194,7 @@ def product(
             with builder.if_then(three):
                 strip([v.plus(whole, r) for r in range(3)], (4, 2))
             with v.each(builder.select(three, v.plus(whole, 3), whole), m, 2) as (i, _):
-                row = v.plus(i, 1)  # which repeats the last one where it is past the end
-                strip([i, builder.select(builder.icmp_signed("<", row, last), row, last)], (6, 2))
+                strip([i, v.least(v.plus(i, 1), last)], (6, 2))  # the last one twice, where there is no other
 
         def by_blas() -> Any:
             one, none = (ir.Constant(v.element, x) for x in (1.0, 0.0))
@@ -276,15 +275,13 @@ def narrow_product(typingctx: Any, a: Any, bt: Any, bias: Any, ct: Any) -> Any:
                 parts = [fold(x, y, unit, span) for x, y in zip(parts[::2], parts[1::2], strict=True)]
             for s, column in enumerate(columns):
                 x = builder.fadd(parts[0], v.load_splat(bias_at(zero, column)))
-                part = ir.Constant(ir.VectorType(INT, height), list(range(s * height, (s + 1) * height)))
-                x = builder.shuffle_vector(x, x, part)
-                builder.store(x, builder.inttoptr(c_at(column, i), x.type.as_pointer()), align=v.size)
+                v.store_part(v.shuffle(x, x, range(s * height, (s + 1) * height)), c_at(column, i))
 
         def all_rows(columns: Any) -> None:
             height = v.lanes // len(columns)
             last = v.plus(rows, -height)
             with v.each(zero, rows, height) as (i, _):  # some rows may come twice, at the end
-                block(builder.select(builder.icmp_signed("<", i, last), i, last), columns)
+                block(v.least(i, last), columns)
 
         pairs = v.up_to(zero, columns, 2)
         with v.each(zero, pairs, 2) as (j, _):
@@ -306,9 +303,7 @@ def copy_row(typingctx: Any, source: Any, i: Any, to: Any, j: Any) -> Any:
         if source.dtype == to.dtype and source.layout == "C":
 
             def copy(k: Any, width: Any) -> Any:
-                kind = ir.VectorType(v.element, width).as_pointer()
-                x = builder.load(builder.inttoptr(source_at(args[1], k), kind), align=v.size)
-                builder.store(x, builder.inttoptr(to_at(args[3], k), kind), align=v.size)
+                v.store_part(v.load_part(source_at(args[1], k), width), to_at(args[3], k))
 
             with v.each(v.index(0), v.up_to(v.index(0), n, v.lanes), v.lanes) as (k, _):
                 copy(k, v.lanes)
@@ -321,7 +316,7 @@ def copy_row(typingctx: Any, source: Any, i: Any, to: Any, j: Any) -> Any:
             with v.each(v.index(0), n, 1) as (k, _):
                 pointer = builder.inttoptr(source_at(args[1], k), context.get_data_type(source.dtype).as_pointer())
                 x = context.cast(builder, context.unpack_value(builder, source.dtype, pointer), source.dtype, to.dtype)
-                builder.store(x, builder.inttoptr(to_at(args[3], k), v.element.as_pointer()))
+                builder.store(x, v.pointer(to_at(args[3], k)))
         return context.get_dummy_value()
 
     return types.none(source, i, to, j), codegen
@@ -359,12 +354,45 @@ def by_columns(scratch: Array, rows: int, columns: int) -> Any:
     return room(scratch, columns, (rows + lanes - 1) // lanes * lanes)
 
 
-@njit(**FAST)
-def transpose(a: Array, at: Array) -> None:
-    """Write at = a.T, as far as both reach."""
-    for j in range(min(at.shape[0], a.shape[1])):
-        for i in range(min(at.shape[1], a.shape[0])):
-            at[j, i] = a[i, j]
+@intrinsic
+def transpose(typingctx: Any, a: Any, at: Any) -> Any:
+    """at = a.T, as far as both reach."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        v = Vectors(context, builder, at.dtype)
+        ((rows, columns), a_at), ((columns_too, rows_too), to_at) = map(v.matrix, signature.args, args)
+        rows, columns = v.least(rows, rows_too), v.least(columns, columns_too)
+        zero, one, side = v.index(0), v.index(1), 16 // v.size
+
+        def copy(i: Any, j: Any) -> None:
+            builder.store(builder.load(v.pointer(a_at(i, j))), v.pointer(to_at(j, i)))
+
+        def square(i: Any, j: Any) -> None:
+            sources = [v.load_part(a_at(v.plus(i, r), j), side) for r in range(side)]
+            for c in range(side):
+                pairs = [v.shuffle(x, y, [c, side + c]) for x, y in zip(sources[::2], sources[1::2], strict=True)]
+                v.store_part(pairs[0] if side == 2 else v.shuffle(*pairs, [0, 1, 2, 3]), to_at(v.plus(j, c), i))
+
+        in_squares = builder.and_(
+            *(
+                builder.icmp_signed("==", builder.sub(address(zero, one), address(zero, zero)), v.index(v.size))
+                for address in (a_at, to_at)
+            )
+        )
+        rows_in_squares, columns_in_squares = (
+            builder.select(in_squares, v.up_to(zero, n, side), zero) for n in (rows, columns)
+        )
+        with v.each(zero, columns_in_squares, side) as (j, _):
+            with v.each(zero, rows_in_squares, side) as (i, _):
+                square(i, j)
+            with v.each(rows_in_squares, rows, 1) as (i, _):
+                for c in range(side):
+                    copy(i, v.plus(j, c))
+        with v.each(columns_in_squares, columns, 1) as (j, _), v.each(zero, rows, 1) as (i, _):
+            copy(i, j)
+        return context.get_dummy_value()
+
+    return types.none(a, at), codegen
 
 
 @njit(**FAST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -134,8 +135,12 @@ class Vectors:
         """Loops over start, start + step, ... below stop."""
         return cgutils.for_range_slice(self.builder, start, stop, self.index(step), inc=True)
 
-    def shuffle(self, x: Any, y: Any, lanes: Any) -> Any:
-        return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(INT, self.lanes), lanes))
+    def shuffle(self, x: Any, y: Any, lanes: Sequence[int]) -> Any:
+        """Some lanes of x and y, those of y counted on from those of x."""
+        return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(INT, len(lanes)), list(lanes)))
+
+    def least(self, i: Any, j: Any) -> Any:
+        return self.builder.select(self.builder.icmp_signed("<", i, j), i, j)
 
     def splat(self, x: Any) -> Any:
         undefined = ir.Constant(ir.VectorType(x.type, self.lanes), ir.Undefined)
@@ -147,20 +152,29 @@ class Vectors:
     def first(self, n: Any) -> Some:
         """The first n lanes, or all where n is larger."""
         numbers = ir.Constant(ir.VectorType(INDEX, self.lanes), list(range(self.lanes)))
-        count = self.builder.select(self.builder.icmp_signed("<", n, self.index(self.lanes)), n, self.index(self.lanes))
-        return Some(count, self.builder.icmp_signed("<", numbers, self.splat(n)))
+        return Some(self.least(n, self.index(self.lanes)), self.builder.icmp_signed("<", numbers, self.splat(n)))
 
     def load(self, address: Any, lanes: Some | None = None, kind: Any = None) -> Any:
         """A vector of floats, or of another `kind`; 0 outside of `lanes`."""
         kind = kind or self.type
         size = self.context.get_abi_sizeof(kind.element)
-        pointer = self.builder.inttoptr(address, kind.as_pointer())
+        pointer = self.pointer(address, kind)
         if lanes is None:
             return self.builder.load(pointer, align=size)
         letter = "i" if isinstance(kind.element, ir.IntType) else "f"
         name = f"llvm.masked.load.v{self.lanes}{letter}{8 * size}.p0"
         zero = ir.Constant(kind, [0] * self.lanes)
         return self._call(name, kind, pointer, ir.Constant(INT, size), lanes.mask, zero)
+
+    def pointer(self, address: Any, kind: Any = None) -> Any:
+        return self.builder.inttoptr(address, (kind or self.element).as_pointer())
+
+    def load_part(self, address: Any, lanes: int) -> Any:
+        """A vector of another length."""
+        return self.builder.load(self.pointer(address, ir.VectorType(self.element, lanes)), align=self.size)
+
+    def store_part(self, x: Any, address: Any) -> None:
+        self.builder.store(x, self.pointer(address, x.type), align=self.size)
 
     def store(self, x: Any, address: Any, lanes: Some | None = None) -> None:
         self.store_all([(x, address)], lanes)
@@ -169,7 +183,12 @@ class Vectors:
         """Store vectors at addresses."""
         if lanes is None or VECTOR_BYTES == 64:
             for x, address in pairs:
-                self._store(x, address, lanes)
+                if lanes is None:
+                    self.store_part(x, address)
+                else:
+                    name = f"llvm.masked.store.v{self.lanes}f{8 * self.size}.p0"
+                    pointer = self.pointer(address, self.type)
+                    self._call(name, ir.VoidType(), x, pointer, ir.Constant(INT, self.size), lanes.mask)
             return
         # in parts of 8, 4, 2 and 1 lanes, because other processors than those with AVX-512 store slowly by a mask
         parts = [(cgutils.alloca_once_value(self.builder, x), address) for x, address in pairs]
@@ -179,27 +198,18 @@ class Vectors:
             with self.builder.if_then(self.builder.icmp_signed("!=", bit, self.index(0))):
                 for rest, address in parts:
                     x = self.builder.load(rest)
-                    low = self.builder.shuffle_vector(x, x, ir.Constant(ir.VectorType(INT, width), list(range(width))))
                     offset = self.builder.mul(done, self.index(self.size))
-                    self._store(low, self.builder.add(address, offset))
+                    self.store_part(self.shuffle(x, x, range(width)), self.builder.add(address, offset))
                     order = [(lane + width) % self.lanes for lane in range(self.lanes)]
                     self.builder.store(self.shuffle(x, x, order), rest)
             done, width = self.builder.add(done, bit), width // 2
-
-    def _store(self, x: Any, address: Any, lanes: Some | None = None) -> None:
-        pointer = self.builder.inttoptr(address, x.type.as_pointer())
-        if lanes is None:
-            self.builder.store(x, pointer, align=self.size)
-        else:
-            name = f"llvm.masked.store.v{self.lanes}f{8 * self.size}.p0"
-            self._call(name, ir.VoidType(), x, pointer, ir.Constant(INT, self.size), lanes.mask)
 
     def _call(self, name: str, result: Any, *args: Any) -> Any:
         function = ir.FunctionType(result, [x.type for x in args])
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, function, name), args)
 
     def load_splat(self, address: Any) -> Any:
-        return self.splat(self.builder.load(self.builder.inttoptr(address, self.element.as_pointer())))
+        return self.splat(self.builder.load(self.pointer(address)))
 
     def matrix(self, ty: Any, value: Any) -> Any:
         """The shape of an array and a function from (row, column) to an address; None for what is no array."""
