@@ -233,7 +233,7 @@ def test_a_broken_engine_says_so_and_breaks_nothing_else(installed, value, match
     main(["info"])
     assert re.search(match, capsys.readouterr().out)
     assert fastbp.engine("numpy").name == "numpy"
-    with pytest.raises(ValueError, match="engine must be one of numpy, numba, cupy, abacus, got 'abax'"):
+    with pytest.raises(ValueError, match="engine must be one of numpy, numba, cupy, abacus or auto, got 'abax'"):
         fastbp.engine("abax")
 
 
