@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .auto import INSTALL, folder, kept_choices, usable_cores
+from . import auto
 from .selection import engines
 from .version import __version__
 
@@ -26,13 +26,13 @@ def print_info() -> None:
     print(f"python   {platform.python_version()}, {platform.platform()}")
     for module in ("numpy", "numba", "scipy", "cupy"):
         print(f"{module:8} {importlib.metadata.version(owners[module][0]) if module in owners else 'not installed'}")
-    print(f"cores    {os.cpu_count()}, of which this process may use {usable_cores()}")
+    print(f"cores    {os.cpu_count()}, of which this process may use {auto.usable_cores()}")
     print("engines")
     for entry in engines():
         print(f"  {entry.name:8} {entry.device:5} {'available' if entry.available else entry.why_not}")
-    place = folder()
-    print(f"auto     keeps what it chose in {place or f'memory; to keep it on disk: {INSTALL}'}")
-    for line in kept_choices():
+    place = auto.folder()
+    print(f"auto     keeps what it chose in {place or f'memory; to keep it on disk: {auto.INSTALL}'}")
+    for line in auto.kept_choices():
         print(f"  {line}")
     print("BLAS")
     libraries = blas_libraries(os.environ)
