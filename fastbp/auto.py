@@ -45,6 +45,7 @@ PIECE = 1e-3  # seconds, what one of them should take
 STEPS = 256  # at most, of one of them
 ROUNDS, SURE = 20, 6  # how often each engine is timed; and how often those that are clearly slower
 CLEARLY = 1.5
+TINY = 1e-12  # the learning rate, so that weights stay numbers of the usual size, and BLAS does not skip a factor of 0
 WORK = 400_000_000  # rows times parameters of a step, beyond which it is timed with fewer rows
 
 # what BLAS reads when it is loaded
@@ -153,6 +154,7 @@ class Trial:
         model, loss = copy.deepcopy((step.model, step.loss))
         if model.optimizer is not None:
             model.optimizer.schedule = None  # it may be a user's function, which nobody expects to be called
+            model.optimizer.lr = TINY
         model.move_to(engine)
         self._trainer = Trainer(model, loss, step.accumulate, watched=False)
         self._limit = functools.partial(limited_threads, step.threads, engine)

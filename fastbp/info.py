@@ -18,6 +18,8 @@ from .version import __version__
 
 __all__ = ["print_info"]
 
+CHOICES = 20  # of auto, how many are printed
+
 
 def print_info() -> None:
     """Print versions, cores, engines, their choices and BLAS libraries, and warn of variables that slow these down."""
@@ -32,7 +34,8 @@ def print_info() -> None:
         print(f"  {entry.name:8} {entry.device:5} {'available' if entry.available else entry.why_not}")
     place = auto.folder()
     print(f"auto     keeps what it chose in {place or f'memory; to keep it on disk: {auto.INSTALL}'}")
-    for line in auto.kept_choices():
+    choices = list(auto.kept_choices())
+    for line in [*choices[:CHOICES], *([f"and {len(choices) - CHOICES} more"] if len(choices) > CHOICES else [])]:
         print(f"  {line}")
     print("BLAS")
     libraries = blas_libraries(os.environ)

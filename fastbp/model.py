@@ -58,9 +58,8 @@ class Sequential(Network):
     optimizer : Optimizer, optional
         Needed to train.
     engine : str or Engine, optional
-        See `fastbp.engine`. With "auto", `fit` and `train_on_batch` take the fastest at this model's step and their
-        batches, which is measured where it is not known yet; what comes before them is NumPy's. All else of the model
-        follows them. It is as `move_to` says.
+        See `fastbp.engine`. With "auto", `fit` and `train_on_batch` move the model to the engine that is fastest at
+        their step, by measurement, see `move_to`; until then it is on NumPy.
     dtype : dtype, default float32
         float32 or float64: of parameters and of all that is computed.
     seed : int, optional
