@@ -45,6 +45,7 @@ PIECE = 1e-3  # seconds, what one of them should take
 STEPS = 256  # at most, of one of them
 ROUNDS, SURE = 20, 6  # how often each engine is timed; and how often those that are clearly slower
 CLEARLY = 1.5
+CALM = 0.8
 TINY = 1e-12  # the learning rate, so that weights stay numbers of the usual size, and BLAS does not skip a factor of 0
 WORK = 400_000_000  # rows times parameters of a step, beyond which it is timed with fewer rows
 
@@ -54,7 +55,7 @@ VARIABLES = "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "MK
 INSTALL = "pip install 'fastbp[auto]'"
 
 log = logging.getLogger("fastbp")
-clock = time.perf_counter
+clock, cpu_clock = time.perf_counter, time.process_time
 _chosen: dict[str, Engine] = {}
 _lock = threading.Lock()  # who measures has the cores alone, as far as this process goes
 
@@ -123,11 +124,13 @@ def _measured(step: Step, kind: str) -> Engine | None:
         log.info("fastbp: auto takes %s, the only engine that is here", names[0])
         return engine(names[0])
     start = clock()
-    seconds = measure(step)
+    seconds, busy = measure(step)
     if not seconds:
         return None
     log.info("fastbp: auto takes %s; timed in %.2f s", tell(kind, seconds), clock() - start)
-    if len(seconds) == len(names):  # what made an engine fail may be over next time
+    if busy:
+        log.info("fastbp: auto forgets this choice with the process, because others kept the processor busy")
+    elif len(seconds) == len(names):  # what made an engine fail may be over next time
         _keep(kind, seconds)
     return engine(min(seconds, key=seconds.__getitem__))
 
@@ -195,10 +198,11 @@ class Trial:
         self._trainer.__exit__(None, None, None)
 
 
-def measure(step: Step) -> dict[str, float]:
-    """Seconds of a step, by the name of each engine that is available and does not fail.
+def measure(step: Step) -> tuple[dict[str, float], bool]:
+    """Seconds of a step, by the name of each engine that is available and does not fail; and whether to doubt them.
 
     The engines take turns, so that what else the machine does is no engine's fault alone; each counts by its best turn.
+    They are in doubt where this process worked for less than `CALM` of the time, though its engines compute on CPUs.
     """
     trials: dict[str, Trial] = {}
     with contextlib.ExitStack() as stack:
@@ -206,7 +210,7 @@ def measure(step: Step) -> dict[str, float]:
             with _left_out_if_it_fails(name, trials):
                 trials[name] = Trial(engine(name), step)
                 stack.callback(trials[name].close)
-        spent = 0.0
+        spent, start, worked = 0.0, clock(), cpu_clock()
         for turn in range(ROUNDS):
             for name, trial in list(trials.items()):
                 slow = trial.seconds > CLEARLY * min(other.seconds for other in trials.values())
@@ -214,7 +218,8 @@ def measure(step: Step) -> dict[str, float]:
                 if turn == 0 or not (over or (slow and turn >= SURE)):
                     with _left_out_if_it_fails(name, trials):
                         spent += trial()
-    return {name: trial.seconds for name, trial in trials.items()}
+        busy = cpu_clock() - worked < CALM * (clock() - start) and set(here().engines.values()) == {"cpu"}
+    return {name: trial.seconds for name, trial in trials.items()}, busy
 
 
 @contextlib.contextmanager
