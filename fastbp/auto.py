@@ -24,12 +24,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from .files import write_bytes
 from .kernels.engine import Engine
 from .losses import Loss
+from .memory import Memory
 from .selection import brought, engine, engines
 from .threads import limited_threads
 from .training import Data, Trainer
@@ -78,18 +80,28 @@ class Step(NamedTuple):
 
     def describe(self) -> str:
         """The class that this step is of, as a text for programs to compare and for people to read."""
-        model, (X, y, weights) = self.model, self.data
-        layers = []
-        for layer in model.walk():
-            largest = max(layer.shapes().values(), key=math.prod, default=())
-            size = "x".join(str(rounded(n)) for n in largest)
-            layers.append(" ".join([type(layer).__name__, *filter(None, [size, "" if layer.trainable else "frozen"])]))
-        parts = [type(part).__name__ for part in (self.loss, model.optimizer) if part is not None]
+        X, y, weights = self.data
         rows = f"{rounded(self.batch)} rows x {rounded(X.shape[1])} {X.dtype}"
         targets = f"y {y.dtype}{' rows' if y.ndim > 1 else ''}{'' if weights is None else ', weighted'}"
         other = ["accumulated"] * (self.accumulate > 1) + ["batch by batch"] * (self.rows is None)
         other += [] if self.threads is None else [f"{self.threads} threads"]
-        return "; ".join([", ".join([*layers, *parts]), model.dtype.name, rows, targets, *other])
+        return "; ".join([layers_of(self.model), type(self.loss).__name__, rows, targets, *other])
+
+
+def layers_of(model: Network) -> str:
+    """The class of a model's layers and optimizer, in words; written once, as it is asked for at each step alone."""
+    if model.memory not in _layers:  # which is new whenever they change
+        names = []
+        for layer in model.walk():
+            largest = max(layer.shapes().values(), key=math.prod, default=())
+            size = "x".join(str(rounded(n)) for n in largest)
+            names.append(" ".join(filter(None, [type(layer).__name__, size, "" if layer.trainable else "frozen"])))
+        optimizer = [] if model.optimizer is None else [type(model.optimizer).__name__]
+        _layers[model.memory] = "; ".join([", ".join(names), *optimizer, model.dtype.name])
+    return _layers[model.memory]
+
+
+_layers: WeakKeyDictionary[Memory, str] = WeakKeyDictionary()
 
 
 class Here(NamedTuple):

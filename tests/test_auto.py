@@ -190,8 +190,8 @@ def test_it_says_what_it_takes_and_why(fakes, info, capsys):
     fakes(slow=lambda n: 2e-5, fast=lambda n: 1e-5)
     model = trained()
     why = (
-        "fast (10.0 us a step, slow 20.0) for Dense 4x8, ReLU, Dense 8x4, SoftmaxCrossEntropy, Adam; float64; "
-        "8 rows x 4 float64; y int64"
+        "fast (10.0 us a step, slow 20.0) for Dense 4x8, ReLU, Dense 8x4; Adam; float64; "
+        "SoftmaxCrossEntropy; 8 rows x 4 float64; y int64"
     )
     assert f"auto takes {why}; timed in 0." in info.text
     assert "engine fast (auto)" in model.summary()
