@@ -26,7 +26,7 @@ from .layers import Dense, Layer
 from .losses import MeanSquaredError
 from .model import Sequential
 from .optim import Adam
-from .selection import engine as choose_engine
+from .selection import choice
 from .tables import load_table, need, read_table
 from .version import __version__
 
@@ -112,7 +112,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--epochs", type=count, metavar="N", help="default: about 3,000 steps, in 10 to 300 epochs; spiral: 400")
     add("--batch-size", type=count, default=32, metavar="N", help="default: 32")
     add("--lr", type=positive, metavar="F", help="learning rate (default: 0.001; spiral: 0.01)")
-    add("--engine", metavar="E", help="numpy, numba or cupy (default: FASTBP_ENGINE, or else numpy)")
+    add("--engine", metavar="E", help="numpy, numba, cupy or auto (default: FASTBP_ENGINE, or else numpy)")
     add(
         "--seed",
         type=lambda text: count(text, least=0),
@@ -142,14 +142,16 @@ def make_parser() -> argparse.ArgumentParser:
     check.add_argument("--ops", metavar="OP,OP", help="names of ops (default: all)")
     check.set_defaults(run=run_check)
 
-    info = commands.add_parser("info", help="versions, engines, cores and BLAS of this machine")
+    info = commands.add_parser(
+        "info", help="versions, cores, engines and BLAS of this machine, and what auto chose on it"
+    )
     info.set_defaults(run=lambda _: print_info())
     return parser
 
 
 def run_train(options: argparse.Namespace) -> None:
     """``fastbp train``"""
-    engine = choose_engine(options.engine)
+    engine = choice(options.engine)
     for path, module in ((options.save, "safetensors"), (options.plot, "matplotlib")):
         if path:  # now, not after the training
             need(module)
@@ -178,7 +180,7 @@ def run_train(options: argparse.Namespace) -> None:
     seconds, losses, quality = fit(model, data, epochs, options.batch_size, say)
     first, rest = seconds[0], sum(seconds[1:])
     parameters = sum(wide * (narrow + 1) for narrow, wide in itertools.pairwise(widths))
-    print(f"engine      {engine.name}")
+    print(f"engine      {model.engine.name}{' (auto)' * model.chooses_engine}")
     print(f"network     {'-'.join(map(str, widths))}, {parameters:,} parameters")
     print(f"time        {first + rest:.2f} s for {epochs} epochs; {first:.2f} s for the first, which prepares kernels")
     print(f"speed       {rows * (epochs - 1) / rest if rest else rows / first:,.0f} samples/s")

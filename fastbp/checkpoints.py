@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ import numpy as np
 
 from .callbacks import Callback
 from .files import describe, read, rebuild, schedule_of, write
+from .kernels.engine import Engine
 from .layers import Layer
 from .part import Part, Setting
+from .selection import engine as choose_engine
 
 if TYPE_CHECKING:
     from .model import Sequential
@@ -49,7 +52,8 @@ class Checkpoints:
             arrays = {name: value for name, value in progress.items() if isinstance(value, np.ndarray)}
             told.append({name: value for name, value in progress.items() if name not in arrays})
             tensors |= {f"callbacks.{place}.{name}": array for name, array in arrays.items()}
-        write(self._path, tensors, about | {"fit": {"done": done, "over": over, "callbacks": told}})
+        fit = {"done": done, "over": over, "callbacks": told, "engine": self._model.engine.name}
+        write(self._path, tensors, about | {"fit": fit})
 
     def resume(self) -> tuple[int, bool]:
         """Go back to where the file stands, if there is one; returns how many epochs are done, and if they are over.
@@ -68,10 +72,12 @@ class Checkpoints:
                 "remove it, or pass resume=False"
             )
         kinds = {type(part).__name__: type(part) for part in _parts(self._model)}
-        then = rebuild(about, tensors, self._model.engine, kinds)
+        engine = self._engine(about["fit"])
+        then = rebuild(about, tensors, engine, kinds)
         for here, there in itertools.zip_longest(_parts(self._model), _parts(then)):
             if type(here) is not type(there) or _shapes(here) != _shapes(there):
                 raise ValueError(f"{self._path} is a checkpoint of another model: it has {there!r}, this one {here!r}")
+        self._model.keep_to(engine)
         for here, there in zip(_parts(self._model), _parts(then), strict=True):
             _take_over(here, there)
         self._model.history = then.history
@@ -82,6 +88,13 @@ class Checkpoints:
             arrays = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
             callback.resume(about["fit"]["callbacks"][place] | arrays)
         return about["fit"]["done"], about["fit"]["over"]
+
+    def _engine(self, about: dict[str, Any]) -> Engine:
+        """The model's; where it was free to choose, the one that it had, because another gives other bits."""
+        if self._model.chooses_engine:
+            with contextlib.suppress(ValueError):  # it is not here
+                return choose_engine(about.get("engine"))
+        return self._model.engine
 
 
 def _parts(model: Sequential) -> list[Part]:

@@ -87,6 +87,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
         Show a progress bar; needs tqdm.
     engine : str or Engine, optional
         By default the choice in force, see `fastbp.engine`; where there is none, Numba if it is installed, or NumPy.
+        "auto" is the one that is fastest at the network's step, by measurement.
     precision : {"float32", "float64"}, optional
         What to compute in; by default the dtype of X in the first fit.
     threads : int, optional

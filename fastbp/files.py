@@ -18,6 +18,7 @@ from .layers import Layer
 from .model import Sequential
 from .part import Part
 from .schedules import Schedule
+from .selection import AUTO, choice
 
 __all__ = ["load", "read_metadata", "save"]
 
@@ -48,8 +49,11 @@ def write(path: str | Path, tensors: dict[str, Any], about: dict[str, Any]) -> N
     except ImportError:
         raise ImportError(_INSTALL) from None
     text = json.dumps(about)
-    content = to_bytes(tensors, {"fastbp": text, "crc32": checksum(text, tensors)})
-    path = Path(path)
+    write_bytes(Path(path), to_bytes(tensors, {"fastbp": text, "crc32": checksum(text, tensors)}))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is whole at any time, also where several processes write it."""
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
         with temporary.open("xb") as file:
@@ -71,7 +75,8 @@ def load(
     ----------
     path : path
     engine : str or Engine, optional
-        See `fastbp.engine`; not necessarily the one that it was trained on.
+        See `fastbp.engine`; not necessarily the one that it was trained on. Where none is chosen, a model that was
+        made with "auto" has "auto" again.
     custom : dict of str to class, optional
         Layers, losses and optimizers of your own that the file names.
 
@@ -114,6 +119,8 @@ def describe(model: Sequential) -> tuple[dict[str, Any], dict[str, Any]]:
         "history": model.history,
         "random": model.random_state(),
     }
+    if model.chooses_engine:
+        about["engine"] = AUTO
     return tensors, about
 
 
@@ -192,7 +199,7 @@ def rebuild(
         stack,
         loss=_make(about["loss"], custom),
         optimizer=_make(about["optimizer"], custom),
-        engine=engine,
+        engine=choice(engine, otherwise=AUTO if about.get("engine") == AUTO else "numpy"),
         dtype=about["dtype"],
     )
     for path, layer in _layers_of(model):

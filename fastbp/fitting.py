@@ -41,6 +41,7 @@ __all__ = [
     "is_sparse",
     "optimizer_of",
     "outputs_of",
+    "settle_engine",
 ]
 
 PIECE = 256  # how many rows L-BFGS computes at a time
@@ -155,7 +156,13 @@ class Rate:
 
 
 def build(
-    settings: Any, coefs: Sequence[Array], intercepts: Sequence[Array], out: str, dtype: Any, engine: Engine, seed: int
+    settings: Any,
+    coefs: Sequence[Array],
+    intercepts: Sequence[Array],
+    out: str,
+    dtype: Any,
+    engine: str | Engine,
+    seed: int,
 ) -> Sequential:
     """The network of an estimator.
 
@@ -168,7 +175,7 @@ def build(
     out : str
         The output's activation, one of `OUTPUTS`.
     dtype : dtype
-    engine : Engine
+    engine : str or Engine
     seed : int
         Of dropout.
     """
@@ -233,7 +240,7 @@ def fit_stochastic(
     rows, memory, size = data.X.shape[0], model.memory, estimator.batch_size
     if size != "auto" and size > rows:
         warnings.warn(f"batch_size={size} is larger than the sample size, and clipped to it: {rows}", stacklevel=4)
-    size = min(200 if size == "auto" else size, rows)
+    size = batch_rows(estimator, rows)
     order, best = np.arange(rows), memory.parameters.copy()
     estimator.n_iter_ = 0
     with (
@@ -278,6 +285,25 @@ def fit_stochastic(
             warnings.warn("Training interrupted by user.", stacklevel=4)
     if score is not None:
         memory.parameters[...] = best
+
+
+def batch_rows(estimator: Any, rows: int) -> int:
+    """How many of some rows make a batch."""
+    return min(200 if estimator.batch_size == "auto" else estimator.batch_size, rows)
+
+
+def settle_engine(estimator: Any, model: Sequential, data: Data, once: bool) -> None:
+    """Let a model with ``engine="auto"`` choose, by the steps that `fit_stochastic` or `fit_lbfgs` will take."""
+    rows, loss = data.X.shape[0], model.loss
+    assert isinstance(loss, PenalizedLoss)
+    size = PIECE if estimator.solver == "lbfgs" else batch_rows(estimator, rows)
+    sparse = is_sparse(data.X)
+    if sparse or once:
+        data = next(batches(data, np.arange(rows), size))
+    if estimator.solver == "lbfgs":
+        model.engine_for(data, size, loss.loss, -(-rows // PIECE), model.threads)
+    else:
+        model.engine_for(data, None if sparse or once else size, loss, threads=model.threads)
 
 
 def keep_books(estimator: Any, loss: float, score: Callable[[], float] | None) -> dict[str, float]:
@@ -379,11 +405,13 @@ def fit_lbfgs(estimator: Any, model: Sequential, data: Data, constant: float = 0
 
 
 def batches(data: Data, order: Array, size: int) -> Iterator[Data]:
-    """The batches of an epoch over sparse rows, dense one at a time."""
-    X: Any = data.X
+    """The batches of an epoch; sparse rows become dense one batch at a time."""
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        yield Data(X[rows].toarray(), data.y[rows], None if data.weights is None else data.weights[rows])
+        X: Any = data.X[rows]
+        yield Data(
+            X.toarray() if is_sparse(X) else X, data.y[rows], None if data.weights is None else data.weights[rows]
+        )
 
 
 def mean_of_batches(values: Array, weights: Array | None, order: Array, size: int) -> float:

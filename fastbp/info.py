@@ -12,24 +12,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import auto
 from .selection import engines
 from .version import __version__
 
 __all__ = ["print_info"]
 
+CHOICES = 20  # of auto, how many are printed
+
 
 def print_info() -> None:
-    """Print versions, cores, engines and BLAS libraries, and warn of variables that slow these down."""
+    """Print versions, cores, engines, their choices and BLAS libraries, and warn of variables that slow these down."""
     owners = importlib.metadata.packages_distributions()
     print(f"fastbp   {__version__}")
     print(f"python   {platform.python_version()}, {platform.platform()}")
     for module in ("numpy", "numba", "scipy", "cupy"):
         print(f"{module:8} {importlib.metadata.version(owners[module][0]) if module in owners else 'not installed'}")
-    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    print(f"cores    {os.cpu_count()}, of which this process may use {usable}")
+    print(f"cores    {os.cpu_count()}, of which this process may use {auto.usable_cores()}")
     print("engines")
     for entry in engines():
         print(f"  {entry.name:8} {entry.device:5} {'available' if entry.available else entry.why_not}")
+    place = auto.folder()
+    print(f"auto     keeps what it chose in {place or f'memory; to keep it on disk: {auto.INSTALL}'}")
+    choices = list(auto.kept_choices())
+    for line in [*choices[:CHOICES], *([f"and {len(choices) - CHOICES} more"] if len(choices) > CHOICES else [])]:
+        print(f"  {line}")
     print("BLAS")
     libraries = blas_libraries(os.environ)
     for library in libraries:

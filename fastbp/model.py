@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -57,7 +58,8 @@ class Sequential(Network):
     optimizer : Optimizer, optional
         Needed to train.
     engine : str or Engine, optional
-        See `fastbp.engine`.
+        See `fastbp.engine`. With "auto", `fit` and `train_on_batch` move the model to the engine that is fastest at
+        their step, by measurement, see `move_to`; until then it is on NumPy.
     dtype : dtype, default float32
         float32 or float64: of parameters and of all that is computed.
     seed : int, optional
@@ -185,9 +187,12 @@ class Sequential(Network):
                 raise ValueError(
                     f"the schedule monitors {name!r}, but fit gives {', '.join(names)}; see validation_data"
                 )
+        sample, size = data, None if data is None else batch_size
+        if data is None and self.chooses_engine:
+            sample, batches = _peeked(batches)
         with (
             self._lock,
-            limited_threads(threads, self.engine),
+            limited_threads(threads, self.engine_for(sample, size, loss, accumulate, threads)),
             told(callbacks, self, names) as listeners,
             Progress(epochs, verbose) as progress,
             Trainer(self, loss, accumulate) as trainer,
@@ -242,7 +247,11 @@ class Sequential(Network):
         threads = self.threads if threads is None else as_count(threads, "threads")
         loss = self._loss_with(class_weight)
         data = self._checked(X, y, sample_weight, loss=loss)
-        with self._lock, limited_threads(threads, self.engine), Trainer(self, loss) as trainer:
+        with (
+            self._lock,
+            limited_threads(threads, self.engine_for(data, None, loss, threads=threads)),
+            Trainer(self, loss) as trainer,
+        ):
             trainer.bind(data, len(data.X))
             return trainer.epoch()
 
@@ -369,7 +378,12 @@ class Sequential(Network):
         width = max(len(text) for text, _ in rows)
         parts = [repr(part) for part in (self.loss, self.optimizer) if part is not None]
         count = sum(count for _, count in rows)
-        about = f"{count:,} parameters", self.dtype.name, f"engine {self.engine.name}", *parts
+        about = (
+            f"{count:,} parameters",
+            self.dtype.name,
+            f"engine {self.engine.name}{' (auto)' * self.chooses_engine}",
+            *parts,
+        )
         return "\n".join([*(f"{text:{width}}  {count:>12,}" for text, count in rows), ", ".join(about)])
 
     def save(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
@@ -461,6 +475,14 @@ class Sequential(Network):
 
     def _score_names(self, metrics: Iterable[str]) -> list[str]:
         return ["loss", *(["accuracy"] if _needed("loss", self.loss).classifies else []), *metrics]
+
+
+def _peeked(batches: Callable[[], Iterator[Data]]) -> tuple[Data, Callable[[], Iterator[Data]]]:
+    """The first batch, and a function that goes through the same batches, that one too."""
+    begun = batches()
+    first = next(begun)
+    epochs = iter([itertools.chain([first], begun)])
+    return first, lambda: next(epochs, None) or batches()
 
 
 def _copied(layer: Layer) -> Layer:

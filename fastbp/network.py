@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -17,9 +17,13 @@ from .losses import Loss
 from .memory import Memory
 from .optim import Optimizer
 from .part import Part
+from .selection import AUTO, choice
 from .selection import engine as choose_engine
 from .steps import signature
 from .tape import Recorder, Tape
+
+if TYPE_CHECKING:
+    from .training import Data
 
 __all__ = ["Network"]
 
@@ -42,7 +46,8 @@ class Network:
     ) -> None:
         self._dtype = as_float_type(dtype)
         self.threads = threads
-        self._engine = choose_engine(engine)
+        engine = choice(engine)
+        self._auto, self._engine = engine == AUTO, choose_engine(engine)
         self.loss = loss
         self.history: dict[str, list[float]] = {}
         self._seeds = np.random.SeedSequence(None if seed is None else as_count(seed, "seed", least=0))
@@ -56,6 +61,11 @@ class Network:
     @property
     def engine(self) -> Engine:
         return self._engine
+
+    @property
+    def chooses_engine(self) -> bool:
+        """Whether ``engine="auto"`` was chosen: `engine` is then where the last fit went, before it NumPy."""
+        return self._auto
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -93,6 +103,68 @@ class Network:
     @optimizer.setter
     def optimizer(self, optimizer: Optimizer | None) -> None:
         self._assemble(self.layers, optimizer)
+
+    def move_to(self, engine: str | Engine) -> Self:
+        """Let another engine compute from now on; parameters, optimizer, state and random numbers stay, bit for bit.
+
+        Parameters
+        ----------
+        engine : str or Engine
+            See `fastbp.engine`; with ``"auto"``, the next fit chooses.
+
+        Returns
+        -------
+        Self
+            What was taken from it before, such as ``layer.weights``, is no longer part of it.
+
+        Examples
+        --------
+        >>> import fastbp
+        >>> fastbp.Sequential([fastbp.Dense(2, 3)], engine="auto").move_to("numpy").chooses_engine
+        False
+        """
+        chosen = choice(engine)
+        if isinstance(chosen, Engine):
+            self.keep_to(chosen)
+        self._auto = chosen == AUTO
+        return self
+
+    def keep_to(self, engine: Engine) -> None:
+        """Do what `move_to` does, but for what the next fit may choose."""
+        with self._lock, self._recording:
+            if engine is self.engine:
+                return
+            for part in (*self.walk(), self.loss, self.optimizer):
+                for name in () if part is None else part.arrays():
+                    part.__dict__[name] = engine.asarray(self.engine.asnumpy(part.__dict__[name]))
+            self._engine = engine
+            self._gather()
+
+    def engine_for(
+        self,
+        data: Data | None,
+        rows: int | None,
+        loss: Loss,
+        accumulate: int = 1,
+        threads: int | None = None,
+    ) -> Engine:
+        """The engine for a training step; where "auto" was chosen, the fastest at it, to which this model moves.
+
+        Parameters
+        ----------
+        data : Data or None
+            What the step takes its rows from; None for the engine that is in use.
+        rows : int or None
+            How many it takes; None where `data` are a batch that comes alone.
+        loss : Loss
+        accumulate, threads : optional
+            As in `Sequential.training`.
+        """
+        if self.chooses_engine and data is not None:
+            from .auto import Step, fastest
+
+            self.keep_to(fastest(Step(self, loss, data, rows, accumulate, threads)))
+        return self.engine
 
     def walk(self) -> Iterator[Layer]:
         """All layers, those inside others too."""
@@ -181,8 +253,8 @@ class Network:
 
     def tape(self, *key: Any, record: Callable[[Recorder], None], parts: Sequence[Part]) -> Tape:
         """The recording for `key` and the parts as they are; made where it is not there yet."""
-        key = *key, *map(signature, parts)
         with self._recording:
+            key = *key, *map(signature, parts)
             tape = self._tapes.get(key)
             if tape is None:
                 recorder = Recorder(self.engine, self.dtype)

@@ -32,12 +32,13 @@ from .fitting import (
     is_sparse,
     optimizer_of,
     outputs_of,
+    settle_engine,
 )
 from .kernels.engine import DTypeError
 from .kernels.ops import Array
 from .model import Sequential
+from .selection import choice, engines
 from .selection import engine as choose_engine
-from .selection import engines
 from .training import Data
 
 __all__ = ["BOOKS", "Perceptron"]
@@ -175,6 +176,9 @@ class Perceptron(BaseEstimator):
             if held_out is None:
                 data, held_out = self._split(data, y)
             score = partial(self._score_of, *held_out)
+        if model.chooses_engine:
+            settle_engine(self, model, data, once=incremental)
+            self._expose(model)
         try:
             constants = self._constants(data.y)
             if self.solver in STOCHASTIC:
@@ -252,11 +256,11 @@ class Perceptron(BaseEstimator):
             or made_for != self.__dict__.get("_made_for")
             or [np.shape(x) for x in arrays] != [x.shape for x in views]
         ):
-            engine, rng = choose_engine(self.engine, otherwise=usual_engine()), self.__dict__.get("_random_state")
+            engine, rng = choice(self.engine, otherwise=usual_engine()), self.__dict__.get("_random_state")
             seed = rng.randint(2**31 - 1) if self.dropout and rng is not None else 0
             coefs, intercepts = ([np.asarray(x) for x in these] for these in (self.coefs_, self.intercepts_))
             model = build(self, coefs, intercepts, self.out_activation_, np.result_type(*coefs), engine, seed)
-            self._model, self._made_for, self.engine_ = model, made_for, engine.name
+            self._model, self._made_for = model, made_for
             self._expose(model)
         elif any(x is not view for x, view in zip(arrays, views, strict=True)):
             for layer, weights, biases in zip(dense_of(model), self.coefs_, self.intercepts_, strict=True):
@@ -265,7 +269,8 @@ class Perceptron(BaseEstimator):
         return model
 
     def _expose(self, model: Sequential) -> None:
-        """Let `coefs_` and `intercepts_` be the model's own memory."""
+        """Let `coefs_` and `intercepts_` be the model's own memory, and name its engine."""
+        self.engine_ = model.engine.name
         dense, show = dense_of(model), model.engine.asnumpy
         self.coefs_ = [show(layer.weights) for layer in dense]
         self.intercepts_ = [show(layer.biases).reshape(-1) for layer in dense]

@@ -1,4 +1,7 @@
-"""Choosing an engine: by argument, ``with use(name)``, `set_default`, the variable FASTBP_ENGINE, or else NumPy."""
+"""Choosing an engine: by argument, ``with use(name)``, `set_default`, the variable FASTBP_ENGINE, or else NumPy.
+
+How a model's fit chooses where "auto" is chosen stands in `auto`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from typing import NamedTuple
 
 from .kernels.engine import Engine
 
-__all__ = ["EngineInfo", "EngineNotAvailable", "engine", "engines", "set_default", "use"]
+__all__ = ["AUTO", "EngineInfo", "EngineNotAvailable", "choice", "engine", "engines", "set_default", "use"]
+
+AUTO = "auto"
 
 
 class EngineNotAvailable(ValueError, ImportError):
@@ -62,7 +67,8 @@ def engine(name: str | Engine | None = None, *, otherwise: str = "numpy") -> Eng
     name : str or Engine, optional
         ``"numpy"``, ``"numba"``, an engine that another package brings, or one itself. Without a name, the choice in
         force: the innermost ``with use(name)``, then `set_default`, then the environment variable FASTBP_ENGINE, then
-        `otherwise`.
+        `otherwise`. ``"auto"`` lets `Sequential.fit` take the engine that is fastest at the model's step; whatever
+        is no model to train is NumPy's then.
     otherwise : str, default "numpy"
 
     Returns
@@ -83,10 +89,16 @@ def engine(name: str | Engine | None = None, *, otherwise: str = "numpy") -> Eng
     >>> fastbp.engine("numpy").name
     'numpy'
     """
+    chosen = choice(name, otherwise=otherwise)
+    return chosen if isinstance(chosen, Engine) else _load("numpy")
+
+
+def choice(name: str | Engine | None = None, *, otherwise: str = "numpy") -> Engine | str:
+    """What `engine` chooses, but ``"auto"`` as it is, for models."""
     if name is not None and not isinstance(name, str | Engine):
         raise _unknown(name)
     chosen = name if name is not None else _used.get() or _default or os.environ.get("FASTBP_ENGINE") or otherwise
-    return chosen if isinstance(chosen, Engine) else _load(chosen)
+    return chosen if isinstance(chosen, Engine) or chosen == AUTO else _load(chosen)
 
 
 def engines() -> list[EngineInfo]:
@@ -101,7 +113,7 @@ def engines() -> list[EngineInfo]:
     EngineInfo(name='numpy', available=True, device='cpu', why_not='')
     """
     infos = [EngineInfo(name, not _why_not(name), entry.device, _why_not(name)) for name, entry in _KNOWN.items()]
-    for name in _brought():
+    for name in brought():
         try:
             infos.append(EngineInfo(name, True, _load(name).device, ""))
         except EngineNotAvailable as error:
@@ -121,7 +133,7 @@ def use(name: str | Engine) -> Iterator[Engine]:
     >>> layer.engine.name
     'numpy'
     """
-    token = _used.set(engine(name))
+    token = _used.set(choice(name))
     try:
         yield engine()
     finally:
@@ -131,7 +143,7 @@ def use(name: str | Engine) -> Iterator[Engine]:
 def set_default(name: str | Engine | None) -> None:
     """Choose the engine for whatever is built from now on; None goes back to FASTBP_ENGINE or NumPy."""
     global _default
-    _default = name if name is None else engine(name)
+    _default = name if name is None else choice(name)
 
 
 def _why_not(name: str) -> str:
@@ -140,13 +152,13 @@ def _why_not(name: str) -> str:
     return f"{' and '.join(missing)} missing; {entry.remedy}" if missing else ""
 
 
-def _brought() -> dict[str, EntryPoint]:
+def brought() -> dict[str, EntryPoint]:
     """The engines of other packages; none of them can take the name of one of fastbp's own."""
-    return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in _KNOWN}
+    return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in (*_KNOWN, AUTO)}
 
 
 def _unknown(name: object) -> ValueError:
-    return ValueError(f"engine must be one of {', '.join([*_KNOWN, *_brought()])}, got {name!r}")
+    return ValueError(f"engine must be one of {', '.join([*_KNOWN, *brought()])} or auto, got {name!r}")
 
 
 @functools.cache
@@ -160,7 +172,7 @@ def _load(name: str) -> Engine:
         except ImportError as error:
             raise EngineNotAvailable(f"engine {name!r} is not available: {error}") from error
         return loaded
-    entry = _brought().get(name)
+    entry = brought().get(name)
     if entry is None:
         raise _unknown(name)
     try:

@@ -1,5 +1,7 @@
 """What the tests share: every engine that is installed here, both float types, fixed random numbers."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -29,3 +31,21 @@ def _no_engine_chosen(monkeypatch):
     monkeypatch.delenv("FASTBP_ENGINE", raising=False)
     yield
     fastbp.set_default(None)
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Make it look as if a package were installed that brings engines."""
+
+    def install(code, **engines):
+        about = tmp_path / "brought-1.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: brought\nVersion: 1.0\n")
+        lines = [f"{name} = {value}" for name, value in engines.items()]
+        (about / "entry_points.txt").write_text("\n".join(["[fastbp.engines]", *lines]))
+        (tmp_path / "brought.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    yield install
+    sys.modules.pop("brought", None)
+    fastbp.selection._load.cache_clear()

@@ -161,24 +161,6 @@ def test_importing_loads_no_array_library_but_numpy():
         assert answer.stdout.strip() == "set()"
 
 
-@pytest.fixture
-def installed(tmp_path, monkeypatch):
-    """Make it look as if a package were installed that brings engines."""
-
-    def install(code, **engines):
-        about = tmp_path / "brought-1.0.dist-info"
-        about.mkdir()
-        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: brought\nVersion: 1.0\n")
-        lines = [f"{name} = {value}" for name, value in engines.items()]
-        (about / "entry_points.txt").write_text("\n".join(["[fastbp.engines]", *lines]))
-        (tmp_path / "brought.py").write_text(code)
-        monkeypatch.syspath_prepend(tmp_path)
-
-    yield install
-    sys.modules.pop("brought", None)
-    fastbp.selection._load.cache_clear()
-
-
 BROUGHT = """
 import sys
 from fastbp.kernels.engine import Engine
@@ -233,7 +215,7 @@ def test_a_broken_engine_says_so_and_breaks_nothing_else(installed, value, match
     main(["info"])
     assert re.search(match, capsys.readouterr().out)
     assert fastbp.engine("numpy").name == "numpy"
-    with pytest.raises(ValueError, match="engine must be one of numpy, numba, cupy, abacus, got 'abax'"):
+    with pytest.raises(ValueError, match="engine must be one of numpy, numba, cupy, abacus or auto, got 'abax'"):
         fastbp.engine("abax")
 
 
