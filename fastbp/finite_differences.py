@@ -38,7 +38,8 @@ def gradcheck(
     """Compare gradients with central differences, number by number, in float64.
 
     Of a layer those by its inputs, returned and stored, and by all its parameters, layers inside it included, for a
-    weighted sum of its outputs; of a loss that by its outputs, and those by weights that `Loss.penalize` adds. The part itself stays as it is; random numbers and running statistics are
+    weighted sum of its outputs; of a loss that by its outputs, and what `Loss.penalize` adds to those of weights. The
+    part itself stays as it is; random numbers and running statistics are
     the same in each call.
 
     Parameters
@@ -126,7 +127,7 @@ def _of_loss(loss: Loss, x: Array, y: Any, sample_weight: Any) -> list[Compariso
     if type(loss).penalize is Loss.penalize:
         return [("the gradient by outputs", by_outputs, x, value)]
 
-    targets, row_weights = loss.targets(y, *x.shape, sample_weight)
+    targets, row_weights = loss.targets(y, x.shape[0], x.shape[1], sample_weight)
     weights = np.random.default_rng(0).uniform(0.5, 1.5, 5)
     slopes = loss.engine.zeros(weights.shape, np.float64)
 

@@ -188,7 +188,10 @@ class Sequential(Network):
             raise ValueError("metrics need validation_data, on which they are computed")
         source = Source(self, X, y, sample_weight, class_weight, validation_data)
         check_metrics(functions, weighted=source.held_out_is_weighted)
-        names = "loss", *([f"val_{name}" for name in self._score_names(functions)] if source.held_out is not None else [])
+        names = (
+            "loss",
+            *([f"val_{name}" for name in self._score_names(functions)] if source.held_out is not None else []),
+        )
         for name in optimizer.monitored():
             if name not in names:
                 raise ValueError(
@@ -480,9 +483,7 @@ class Sequential(Network):
                     outputs.append(self.engine.asnumpy(tape.memory["outputs"]).copy())
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
-    def _scores(
-        self, data: Data, metrics: Mapping[str, Callable[..., float]], *, weighted: bool
-    ) -> dict[str, float]:
+    def _scores(self, data: Data, metrics: Mapping[str, Callable[..., float]], *, weighted: bool) -> dict[str, float]:
         loss = _needed("loss", self.loss).twin(engine=self.engine)
         outputs, total = self._outputs(data.X), self.engine.zeros((2,), np.float64)
         loss.gradient(self.engine.asarray(outputs), data.y, data.weights, total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
@@ -44,9 +44,7 @@ class Trainer:
         Raise FloatingPointError where loss or weights are no longer finite, and go back to the last that were.
     """
 
-    def __init__(
-        self, model: Network, loss: Callable[[], Loss], accumulate: int = 1, *, watched: bool = True
-    ) -> None:
+    def __init__(self, model: Network, loss: Callable[[], Loss], accumulate: int = 1, *, watched: bool = True) -> None:
         self._model, self._loss_now = model, loss
         self._accumulate, self._watched = accumulate, watched
         self._bound = contextlib.ExitStack()
