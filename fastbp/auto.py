@@ -171,7 +171,7 @@ class Trial:
             model.optimizer.schedule = None  # it may be a user's function, which nobody expects to be called
             model.optimizer.lr = TINY
         model.move_to(engine)
-        self._trainer = Trainer(model, loss, step.accumulate, watched=False)
+        self._trainer = Trainer(model, lambda: loss, step.accumulate, watched=False)
         self._limit = functools.partial(limited_threads, step.threads, engine)
         self._data, self._streamed = step.data, step.rows is None
         self._rows = min(step.batch, max(32, WORK // (model.memory.parameters.size + 1)))
@@ -255,9 +255,10 @@ def here() -> Here:
     modules = [module for module in ("numba", "scipy", "cupy") if importlib.util.find_spec(module)]
     versions = {"fastbp": __version__, "numpy": np.__version__} | {module: _version(module) for module in modules}
     available = {info.name: info.device for info in engines() if info.available}
-    for name, entry in brought().items():
-        if name in available and entry.dist is not None:
-            versions[entry.dist.name] = entry.dist.version
+    for name, entries in brought().items():
+        for dist in (entry.dist for entry in entries if name in available):
+            if dist is not None:
+                versions[dist.name] = dist.version
     settings = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
     machine = platform.node(), platform.machine(), _processor(), f"{usable_cores()} cores", *settings
     return Here(", ".join(machine), versions, available)

@@ -14,6 +14,7 @@ from .callbacks import Callback
 from .files import describe, read, rebuild, schedule_of, write
 from .kernels.engine import Engine
 from .layers import Layer
+from .optim import Optimizer
 from .part import Part, Setting
 from .selection import engine as choose_engine
 
@@ -62,6 +63,11 @@ class Checkpoints:
         ------
         ValueError
             Where the file is of another model, or none of a checkpoint; nothing has changed then.
+
+        Notes
+        -----
+        What callbacks did to settings, and which layers they froze, comes back; the layers themselves, the kinds of
+        loss and optimizer and the schedule must be those of the model as it was made.
         """
         if not self._path.exists():
             return 0, False
@@ -75,7 +81,7 @@ class Checkpoints:
         engine = self._engine(about["fit"])
         then = rebuild(about, tensors, engine, kinds)
         for here, there in itertools.zip_longest(_parts(self._model), _parts(then)):
-            if type(here) is not type(there) or _shapes(here) != _shapes(there):
+            if type(here) is not type(there) or (isinstance(here, Layer) and _shapes(here) != _shapes(there)):
                 raise ValueError(f"{self._path} is a checkpoint of another model: it has {there!r}, this one {here!r}")
         self._model.keep_to(engine)
         for here, there in zip(_parts(self._model), _parts(then), strict=True):
@@ -113,5 +119,7 @@ def _take_over(here: Part, there: Part) -> None:
                 setattr(here, name, getattr(there, name))
     if isinstance(here, Layer) and isinstance(there, Layer) and here.trainable != there.trainable:
         here.trainable = there.trainable
+    if isinstance(here, Optimizer) and isinstance(there, Optimizer):
+        here.lr = there.lr
     for name in here.arrays():
         here.__dict__[name][...] = there.__dict__[name]

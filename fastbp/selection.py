@@ -152,9 +152,13 @@ def _why_not(name: str) -> str:
     return f"{' and '.join(missing)} missing; {entry.remedy}" if missing else ""
 
 
-def brought() -> dict[str, EntryPoint]:
-    """The engines of other packages; none of them can take the name of one of fastbp's own."""
-    return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in (*_KNOWN, AUTO)}
+def brought() -> dict[str, list[EntryPoint]]:
+    """The engines of other packages, and where they are; none can take the name of one of fastbp's own."""
+    found: dict[str, dict[str, EntryPoint]] = {}
+    for entry in entry_points(group=GROUP):
+        if entry.name not in (*_KNOWN, AUTO):
+            found.setdefault(entry.name, {})[entry.value] = entry  # a package may be found twice
+    return {name: list(places.values()) for name, places in found.items()}
 
 
 def _unknown(name: object) -> ValueError:
@@ -172,17 +176,21 @@ def _load(name: str) -> Engine:
         except ImportError as error:
             raise EngineNotAvailable(f"engine {name!r} is not available: {error}") from error
         return loaded
-    entry = brought().get(name)
-    if entry is None:
+    entries = brought().get(name, [])
+    if not entries:
         raise _unknown(name)
+    if len(entries) > 1:
+        places = " and ".join(sorted(entry.value for entry in entries))
+        raise EngineNotAvailable(f"engine {name!r} is brought by more than one package: {places}")
+    place = entries[0].value
     try:
-        loaded = entry.load()()
+        loaded = entries[0].load()()
     except (Exception, SystemExit) as error:  # whatever another package may do wrong
-        raise EngineNotAvailable(f"engine {name!r}, {entry.value}, cannot be loaded: {error!r}") from error
+        raise EngineNotAvailable(f"engine {name!r}, {place}, cannot be loaded: {error!r}") from error
     its_name, device = (getattr(loaded, attribute, None) for attribute in ("name", "device"))
     if not isinstance(loaded, Engine) or its_name != name or not isinstance(device, str):
         raise EngineNotAvailable(
-            f"engine {name!r}, {entry.value}, must be an Engine of that name with a device, "
+            f"engine {name!r}, {place}, must be an Engine of that name with a device, "
             f"got {type(loaded).__name__} of name {its_name!r} and device {device!r}"
         )
     return loaded

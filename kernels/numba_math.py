@@ -93,7 +93,8 @@ def log1p_of(x: Number) -> Number:
     return (s * s).series([2 / (2 * n + 1) for n in reversed(range(8 if x.single else 17))]) * s
 
 
-exp, expm1, log, log1p = map(formula, (exp_of, expm1_of, log_of, log1p_of))
+exp, expm1 = formula(exp_of), formula(expm1_of)
+log, log1p = formula(log_of), formula(log1p_of)
 
 
 @njit(**FAST)
@@ -116,7 +117,7 @@ def normal_cdf(x: Any) -> Any:
 
 @overload(normal_cdf)
 def normal_cdf_overload(x: Any) -> Any:
-    real = np.float32 if x == types.float32 else np.float64
+    real: Any = np.float32 if x == types.float32 else np.float64
     series = tuple(map(real, tail_series(10 if real == np.float32 else 18)))
     per_t, shift, four, half, one, zero = map(real, (PER_T, SHIFT, 4, 0.5, 1, 0))
 

@@ -371,7 +371,7 @@ def transpose(typingctx: Any, a: Any, at: Any) -> Any:
             sources = [v.load_part(a_at(v.plus(i, r), j), side) for r in range(side)]
             for c in range(side):
                 pairs = [v.shuffle(x, y, [c, side + c]) for x, y in zip(sources[::2], sources[1::2], strict=True)]
-                v.store_part(pairs[0] if side == 2 else v.shuffle(*pairs, [0, 1, 2, 3]), to_at(v.plus(j, c), i))
+                v.store_part(pairs[0] if side == 2 else v.shuffle(pairs[0], pairs[1], range(4)), to_at(v.plus(j, c), i))
 
         in_squares = builder.and_(
             *(

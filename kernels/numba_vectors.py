@@ -78,7 +78,9 @@ class Number:
 
     def choose(self, x: Number | float, y: Number | float) -> Number:
         """x where this is true, else y; one of them may be a constant."""
-        x, y = (x, x.constant(y) if not isinstance(y, Number) else y) if isinstance(x, Number) else (y.constant(x), y)
+        like = x if isinstance(x, Number) else y
+        assert isinstance(like, Number)
+        x, y = (value if isinstance(value, Number) else like.constant(value) for value in (x, y))
         return Number(self.builder, self.builder.select(self.value, x.value, y.value))
 
     def series(self, factors: list[float]) -> Number:

@@ -384,7 +384,7 @@ def fit_batches(model):
 
 def train_on_batches(model):
     for i in range(0, 50, 16):
-        model.train_on_batch(X[i : i + 16], Y[i : i + 16])
+        model.train_on_batch(X[i : i + 16], Y[i : i + 16], epoch=i / len(X))
 
 
 WAYS = [fit_arrays, fit_accumulated, fit_once_given_batches, fit_batches, train_on_batches]

@@ -353,8 +353,6 @@ def test_callbacks_hear_the_end_after_an_error():
     with pytest.raises(RuntimeError, match="as planned"):
         small_model().fit(X, Y, callbacks=[Fails()])
     assert ended == [True]
-    with pytest.raises(TypeError, match="callbacks must hold fastbp Callbacks or functions, got 3"):
-        small_model().fit(X, Y, callbacks=[3])
 
 
 def test_early_stopping_keeps_the_best_weights(engine):
@@ -394,23 +392,45 @@ def test_a_figure_that_is_not_there_is_refused_before_training(options, match):
     assert state_of(model) == before
 
 
-def test_metrics_are_called_with_targets_and_predictions(engine):
-    def misses(y_true, y_pred):
-        return (y_true != y_pred).sum()
-
-    model = small_model(engine).fit(X, Y, epochs=3, validation_data=(X, Y), metrics=[misses])
-    right = np.array(model.history["val_accuracy"])
-    np.testing.assert_allclose(model.history["val_misses"], 50 * (1 - right), atol=1e-9)
-    scores = model.evaluate(X, Y, metrics={"errors": misses})
-    assert scores["errors"] == (model.predict(X) != Y).sum() and set(scores) == {"loss", "accuracy", "errors"}
+@pytest.mark.parametrize(
+    ("callbacks", "match"),
+    [
+        (fastbp.EarlyStopping("loss"), "callbacks must be a sequence of fastbp Callbacks or functions, got <fastbp"),
+        ([3], "callbacks must hold fastbp Callbacks or functions, got 3"),
+        ("stop", "callbacks must be a sequence"),
+    ],
+)
+def test_bad_callbacks_are_refused(callbacks, match):
+    with pytest.raises(TypeError, match=match):
+        small_model().fit(X, Y, callbacks=callbacks)
+    assert small_model().fit(X, Y, epochs=1, callbacks=None).history
 
 
 @pytest.mark.parametrize(
-    ("metrics", "match"), [([3], "metrics must be functions"), ({"loss": max}, "names of their own")]
+    ("arguments", "match"),
+    [
+        ({"monitor": 5}, "monitor must be the name of a figure, got 5"),
+        ({"patience": 2.5}, "patience must be an integer"),
+        ({"min_delta": "little"}, "min_delta must be a number"),
+        ({"restore_best": "no"}, "restore_best must be True or False"),
+        ({"mode": "up"}, "mode must be 'min', 'max' or None"),
+    ],
 )
-def test_bad_metrics_are_refused(metrics, match):
+def test_early_stopping_checks_its_settings(arguments, match):
     with pytest.raises((TypeError, ValueError), match=match):
-        small_model().evaluate(X, Y, metrics=metrics)
+        fastbp.EarlyStopping(**arguments)
+
+
+def test_training_holds_for_the_layers_inside(engine):
+    block = fastbp.Residual([fastbp.Dropout(0.5), fastbp.Residual(fastbp.BatchNorm(4))], engine=engine)
+    block.training = False
+    assert [layer.training for _, layer in block.walk()] == [False] * 4
+    np.testing.assert_allclose(engine.asnumpy(block.forward(X)), X + X + X / np.sqrt(1 + 1e-5), rtol=1e-12)
+    block.training = True
+    assert all(layer.training for _, layer in block.walk())
+    for name in ("training", "trainable"):
+        with pytest.raises(TypeError, match=f"{name} must be True or False, got 'eval'"):
+            setattr(block, name, "eval")
 
 
 class Ridge(fastbp.MeanSquaredError):
