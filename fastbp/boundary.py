@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .interop import is_sparse
 from .kernels.engine import DTypeError, native, real_array
 from .kernels.ops import Array
 
@@ -29,11 +30,21 @@ _ELEMENTS_AT_A_TIME = 1 << 20
 
 
 def as_features(x: Any, features: int | None, name: str = "X", dtype: Any = np.float64) -> Array:
-    """Check a table of numbers that `dtype` can hold, shape (rows, `features`); its own dtype stays."""
-    array = real_array(x, name)
+    """Check a table of numbers that `dtype` can hold, shape (rows, `features`); its own dtype stays.
+
+    A sparse one stays sparse, in rows.
+    """
+    if is_sparse(x):
+        array = x.tocsr()
+        real_array(array.data, name)
+    else:
+        array = real_array(x, name)
     if array.ndim != 2 or 0 in array.shape or features not in (None, array.shape[1]):
         hint = "; a single row is X.reshape(1, -1)" if array.ndim == 1 else ""
         raise ValueError(f"{name} must have shape (rows, {features or 'features'}), got {array.shape}{hint}")
+    if is_sparse(array):
+        _check_finite(array.data, f"{name}.data", dtype)
+        return array
     _check_finite(array, name, dtype)
     return native(array)
 

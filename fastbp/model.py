@@ -13,6 +13,7 @@ import numpy as np
 
 from .boundary import as_count, as_metrics, as_samples
 from .callbacks import Callback, EpochFunction, told
+from .interop import dense, is_sparse, like
 from .kernels.ops import Array
 from .layers import Layer
 from .losses import Loss
@@ -20,7 +21,7 @@ from .network import Network
 from .progress import Progress
 from .steps import record_forward
 from .threads import limited_threads
-from .training import Data, Trainer
+from .training import Data, Trainer, batches
 
 if TYPE_CHECKING:
     from .checkpoints import Checkpoints
@@ -113,7 +114,8 @@ class Sequential(Network):
         ----------
         X : array, shape (rows, features)
             Finite numbers of any real dtype, at any row stride; converted a batch at a time, so that it may be mapped
-            from a file and larger than memory. Or, without `y`, batches: an iterable of (X, y) or (X, y,
+            from a file and larger than memory. Arrays of any library, data frames, and SciPy's sparse matrices, which
+            are made dense a batch at a time. Or, without `y`, batches: an iterable of (X, y) or (X, y,
             sample_weight), gone through anew in each epoch, or a function that returns one.
         y : array
             As the loss wants it: labels, one-hot rows or rows of probabilities, or numbers of shape (rows, outputs).
@@ -178,7 +180,8 @@ class Sequential(Network):
         every = as_count(every, "every")
         if resume and checkpoint is None:
             raise ValueError("resume=True needs checkpoint, the file to go on from")
-        data, batches, loss = self._source(X, y, sample_weight, class_weight)
+        data, source, loss = self._source(X, y, sample_weight, class_weight)
+        rows = 0 if data is None else data.X.shape[0]
         names = "loss", *(() if held_out is None else [f"val_{name}" for name in self._score_names(functions)])
         for name in optimizer.monitored():
             if name not in names:
@@ -196,11 +199,15 @@ class Sequential(Network):
             done, over = checkpoints.resume() if checkpoints and resume else (0, False)
             for epoch in range(epochs if over else done, epochs):
                 if data is None:
-                    mean = trainer.epoch_through(batches())
+                    mean = trainer.epoch_through(source())
+                elif is_sparse(data.X):
+                    order = self.permutation(rows) if shuffle else np.arange(rows)
+                    updates = -(-rows // (batch_size * accumulate))
+                    mean = trainer.epoch_through(batches(data, order, batch_size), updates)
                 else:
                     if epoch == done or listeners:  # which may have changed the model
                         trainer.bind(data, batch_size)
-                    mean = trainer.epoch(self.permutation(len(data.X)) if shuffle else None)
+                    mean = trainer.epoch(self.permutation(rows) if shuffle else None)
                 figures = {"loss": mean}
                 if held_out is not None:
                     scores = self._scores(held_out, functions)
@@ -241,7 +248,7 @@ class Sequential(Network):
         """
         threads = self.threads if threads is None else as_count(threads, "threads")
         loss = self._loss_with(class_weight)
-        data = self._checked(X, y, sample_weight, loss=loss)
+        data = self._checked(dense(X), y, sample_weight, loss=loss)
         with self._lock, limited_threads(threads, self.engine), Trainer(self, loss) as trainer:
             trainer.bind(data, len(data.X))
             return trainer.epoch()
@@ -285,44 +292,51 @@ class Sequential(Network):
         Returns
         -------
         array, shape (rows,) of int64, or (rows, outputs)
+            Of the library that X is of, where that is one of tensors, such as torch; otherwise of NumPy.
         """
         outputs = self._outputs(self._features_of(X))
-        return outputs if self.loss is None else self.loss.decide(outputs)
+        return like(X, outputs if self.loss is None else self.loss.decide(outputs))
 
     def predict_proba(self, X: Any) -> Array:
-        """Class probabilities, shape (rows, classes)."""
-        return self._outputs(self._features_of(X), _needed("loss", self.loss))
+        """Class probabilities, shape (rows, classes), of the library that `predict` gives."""
+        return like(X, self._outputs(self._features_of(X), _needed("loss", self.loss)))
 
     def evaluate(self, X: Any, y: Any, *, sample_weight: Any = None, metrics: Metrics = ()) -> dict[str, float]:
         """The ``loss`` on data held out, the ``accuracy`` where there are classes, and metrics as in `fit`."""
         return self._scores(self._checked(X, y, sample_weight), as_metrics(metrics))
 
     def gradients(self, X: Any, y: Any, *, sample_weight: Any = None) -> Gradients:
-        """The loss of a batch and all its gradients, in one training pass that changes nothing."""
+        """The loss of a batch and all its gradients, in one training pass that changes nothing.
+
+        They are of the library that `predict` gives.
+        """
         loss = _needed("loss", self.loss).twin(engine=self.engine)
-        X, y, weights = self._checked(X, y, sample_weight)
+        data = self._checked(dense(X), y, sample_weight)
         layers = [_copied(layer) for layer in self.layers]
-        outputs = self.engine.asarray(X, self.dtype)
+        outputs = self.engine.asarray(data.X, self.dtype)
         total = self.engine.zeros((2,), np.float64)
         with limited_threads(self.threads, self.engine):
             for layer in layers:
                 outputs = layer.forward(outputs)
-            dvalues = loss.gradient(outputs, y, weights, total)
+            dvalues = loss.gradient(outputs, data.y, data.weights, total)
             for layer in reversed(layers):
                 dvalues = layer.backward(dvalues)
         found = [
-            {f"{path}{name}": getattr(x, f"d{name}") for path, x in layer.walk() for name in x.shapes()}
+            {f"{path}{name}": like(X, getattr(x, f"d{name}")) for path, x in layer.walk() for name in x.shapes()}
             for layer in layers
         ]
-        return Gradients(loss.value(total), found, dvalues)
+        return Gradients(loss.value(total), found, like(X, dvalues))
 
     def forward(self, X: Any) -> Array:
-        """The last layer's output in a training pass; each layer keeps its own `output` to look at."""
-        outputs = self.engine.asarray(self._features_of(X), self.dtype)
+        """The last layer's output in a training pass; each layer keeps its own `output` to look at.
+
+        It is of the library that `predict` gives; what layers keep is the engine's.
+        """
+        outputs = self.engine.asarray(self._features_of(dense(X)), self.dtype)
         with limited_threads(self.threads, self.engine):
             for layer in self.layers:
                 outputs = layer.forward(outputs)
-        return outputs
+        return like(X, outputs)
 
     def backward(self, dvalues: Any) -> Array:
         """Take a gradient by the output of the last `forward` back to X; each layer keeps its gradients to look at.
@@ -344,7 +358,7 @@ class Sequential(Network):
         with limited_threads(self.threads, self.engine):
             for layer in reversed(self.layers):
                 gradient = layer.backward(gradient)
-        return gradient
+        return like(dvalues, gradient)
 
     def step(self) -> None:
         """Let the optimizer take a step with the gradients of the last `backward`."""
@@ -384,11 +398,11 @@ class Sequential(Network):
     def _checked(self, X: Any, y: Any, sample_weight: Any = None, prefix: str = "", loss: Loss | None = None) -> Data:
         """X, y and weights as the tapes take them, or an error that names what does not fit."""
         X = self._features_of(X, f"{prefix}X")
-        width = X.shape[1]
+        rows, width = X.shape
         for layer in self.layers:
             width = layer.width(width)
         loss = loss or _needed("loss", self.loss)
-        return Data(X, *loss.targets(y, len(X), width, sample_weight, f"{prefix}y", self.dtype))
+        return Data(X, *loss.targets(y, rows, width, sample_weight, f"{prefix}y", self.dtype))
 
     def _source(
         self, X: Any, y: Any, sample_weight: Any, class_weight: Any
@@ -436,8 +450,8 @@ class Sequential(Network):
         """The last layer's output for all rows of a checked X, or what a loss takes for probabilities, as NumPy's."""
         outputs, parts = [], [*self.walk(), *([] if loss is None else [loss])]
         with limited_threads(self.threads, self.engine):
-            for start in range(0, len(X), PREDICT_ROWS):
-                piece = X[start : start + PREDICT_ROWS]
+            for start in range(0, X.shape[0], PREDICT_ROWS):
+                piece = dense(X[start : start + PREDICT_ROWS])
                 record = partial(record_forward, self, rows=piece.shape[0], features=piece.shape[1], loss=loss)
                 tape = self.tape("forward", *piece.shape, record=record, parts=parts)
                 with tape.bound():

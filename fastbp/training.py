@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
+from .interop import dense
 from .kernels.ops import Array
 from .losses import Loss
 from .memory import Memory
@@ -18,7 +19,7 @@ from .tape import Tape
 if TYPE_CHECKING:
     from .network import Network
 
-__all__ = ["Data", "Trainer"]
+__all__ = ["Data", "Trainer", "batches"]
 
 
 class Data(NamedTuple):
@@ -28,6 +29,13 @@ class Data(NamedTuple):
     y: Array
     #: How much each row counts, shape (rows,); None where all count 1.
     weights: Array | None
+
+
+def batches(data: Data, order: Array, size: int) -> Iterator[Data]:
+    """The batches of an epoch over rows in an order; sparse ones are made dense a batch at a time."""
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        yield Data(dense(data.X[rows]), data.y[rows], None if data.weights is None else data.weights[rows])
 
 
 class Trainer:
@@ -76,22 +84,26 @@ class Trainer:
         self._replay()
         return self._loss.value(self._model.memory.total)
 
-    def epoch_through(self, batches: Iterable[Data]) -> float:
-        """Train for an epoch over batches as they come; returns its loss."""
+    def epoch_through(self, batches: Iterable[Data], updates: int | None = None) -> float:
+        """Train for an epoch over batches as they come; returns its loss.
+
+        With `updates`, how many there will be, a schedule moves in each, and not only from epoch to epoch.
+        """
         self._model.memory.start_epoch()
-        waiting = 0
-        for data in batches:
+        waiting, done = 0, 0.0
+        for place, data in enumerate(batches):
             waiting += 1
+            done = place // self._accumulate / updates if updates else 0.0
             self._model.memory.cursor[...] = 0
             plan = [("step" if self._accumulate == 1 else "gradients", len(data.X), 1)]
             if waiting == self._accumulate > 1:
                 plan.append(("update", 0, 1))
             waiting %= self._accumulate
             self._replays = self._prepare(data, plan)
-            self._replay()
+            self._replay(done)
         if waiting and self._accumulate > 1:
             self._replays = self._prepare(data, [("update", 0, 1)])
-            self._replay()
+            self._replay(done)
         return self._loss.value(self._model.memory.total)
 
     def _plan(self, rows: int, batch_size: int) -> list[tuple[str, int, int]]:
@@ -141,9 +153,9 @@ class Trainer:
         parts = [part for part in (*self._model.walk(), self._loss, self._optimizer) if part is not None]
         return self._model.tape(kind, batch, *shapes, record=record, parts=parts)
 
-    def _replay(self) -> None:
+    def _replay(self, done: float = 0.0) -> None:
         if "rates" in self._slots and self._optimizer is not None:
-            rates, epochs = self._slots["rates"], len(self._model.history.get("loss", ()))
+            rates, epochs = self._slots["rates"], done + len(self._model.history.get("loss", ()))
             rates[...] = self._model.engine.asarray(self._optimizer.rates(epochs + np.arange(len(rates)) / len(rates)))
             self._model.memory.step[...] = 0
         for tape, times in self._replays:
