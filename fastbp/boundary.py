@@ -34,19 +34,15 @@ def as_features(x: Any, features: int | None, name: str = "X", dtype: Any = np.f
 
     A sparse one stays sparse, in rows.
     """
-    if is_sparse(x):
-        array = x.tocsr()
-        real_array(array.data, name)
-    else:
-        array = real_array(x, name)
+    array: Any = x.tocsr() if is_sparse(x) else real_array(x, name)
+    if is_sparse(array):
+        real_array(array.data, name)  # of what they are is all that is looked at
     if array.ndim != 2 or 0 in array.shape or features not in (None, array.shape[1]):
         hint = "; a single row is X.reshape(1, -1)" if array.ndim == 1 else ""
         raise ValueError(f"{name} must have shape (rows, {features or 'features'}), got {array.shape}{hint}")
-    if is_sparse(array):
-        _check_finite(array.data, f"{name}.data", dtype)
-        return array
-    _check_finite(array, name, dtype)
-    return native(array)
+    sparse = is_sparse(array)
+    _check_finite(array.data if sparse else array, f"{name}.data" if sparse else name, dtype)
+    return array if sparse else native(array)
 
 
 def as_values(y: Any, rows: int, width: int, name: str = "y", dtype: Any = np.float64) -> Array:

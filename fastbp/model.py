@@ -282,7 +282,7 @@ class Sequential(Network):
         ):
             yield trainer
 
-    def predict(self, X: Any) -> Array:
+    def predict(self, X: Any) -> Any:
         """What the loss makes of the outputs: class labels where it is one for classes, numbers in the units of y.
 
         Parameters
@@ -297,7 +297,7 @@ class Sequential(Network):
         outputs = self._outputs(self._features_of(X))
         return like(X, outputs if self.loss is None else self.loss.decide(outputs))
 
-    def predict_proba(self, X: Any) -> Array:
+    def predict_proba(self, X: Any) -> Any:
         """Class probabilities, shape (rows, classes), of the library that `predict` gives."""
         return like(X, self._outputs(self._features_of(X), _needed("loss", self.loss)))
 
@@ -327,7 +327,7 @@ class Sequential(Network):
         ]
         return Gradients(loss.value(total), found, like(X, dvalues))
 
-    def forward(self, X: Any) -> Array:
+    def forward(self, X: Any) -> Any:
         """The last layer's output in a training pass; each layer keeps its own `output` to look at.
 
         It is of the library that `predict` gives; what layers keep is the engine's.
@@ -338,7 +338,7 @@ class Sequential(Network):
                 outputs = layer.forward(outputs)
         return like(X, outputs)
 
-    def backward(self, dvalues: Any) -> Array:
+    def backward(self, dvalues: Any) -> Any:
         """Take a gradient by the output of the last `forward` back to X; each layer keeps its gradients to look at.
 
         `step` then updates the parameters with them.

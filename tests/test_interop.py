@@ -79,7 +79,7 @@ def test_a_missing_value_in_a_frame_is_named(engine):
     rows = {"a": [1.0, None], "b": [1.0, 2.0], "c": [1, 2], "d": [1, 2]}
     for name, make in {"pandas": "DataFrame", "polars": "DataFrame", "pyarrow": "table"}.items():
         library = pytest.importorskip(name)
-        with pytest.raises(ValueError, match="X must hold (finite|real)"):
+        with pytest.raises(ValueError, match=r"X must hold (finite|real)"):
             small_model(engine).fit(getattr(library, make)(rows), [0, 1])
 
 
