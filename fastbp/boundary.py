@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from .interop import is_sparse
-from .kernels.engine import DTypeError, native, real_array
+from .kernels.engine import DTypeError, Engine, native, real_array
 from .kernels.ops import Array
 
 __all__ = [
+    "as_array",
     "as_choice",
     "as_count",
     "as_features",
@@ -22,11 +24,22 @@ __all__ = [
     "as_metrics",
     "as_number",
     "as_samples",
+    "as_seed",
+    "as_tuple",
     "as_values",
     "as_weights",
 ]
 
 _ELEMENTS_AT_A_TIME = 1 << 20
+
+
+def as_array(x: Any, name: str, engine: Engine, dtype: Any = None) -> Array:
+    """`x` as an engine's array, or an error that names it."""
+    try:
+        return engine.asarray(x, dtype)
+    except DTypeError:
+        real_array(x, name)  # the same again, with its name
+        raise
 
 
 def as_features(x: Any, features: int | None, name: str = "X", dtype: Any = np.float64) -> Array:
@@ -119,6 +132,19 @@ def as_count(value: Any, name: str, least: int = 1) -> int:
     return int(value)
 
 
+def as_seed(value: Any, name: str = "seed") -> int | None:
+    """Check a seed; None, for a random one, stays."""
+    return None if value is None else as_count(value, name, least=0)
+
+
+def as_tuple(value: Any, name: str, of: str) -> tuple[Any, ...]:
+    """Check a sequence, or whatever can be gone through."""
+    try:
+        return tuple(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of {of}, got {value!r}") from None
+
+
 def as_number(value: Any, name: str, *, least: float = 0.0, above: float = -math.inf, below: float = math.inf) -> float:
     """Check a finite number of at least `least`, more than `above` and less than `below`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
@@ -166,9 +192,12 @@ def as_metrics(metrics: Any) -> dict[str, Callable[..., float]]:
 def as_float_type(dtype: Any) -> np.dtype[Any]:
     """Check a dtype to compute in: float32 or float64, as a type, a dtype or a name."""
     name = getattr(dtype, "name", getattr(dtype, "__name__", dtype))
-    if name not in ("float32", "float64", "float"):
+    known = None
+    if isinstance(name, str):
+        with contextlib.suppress(TypeError, ValueError):
+            known = np.dtype(name)
+    if known not in (np.float32, np.float64):
         raise ValueError(f"dtype must be float32 or float64, got {name}")
-    known: np.dtype[Any] = np.dtype(name)
     return known
 
 

@@ -15,13 +15,17 @@ import copy
 from typing import Any, Self
 
 import numpy as np
-from scipy.special import xlogy
-from sklearn import neural_network
-from sklearn.base import ClassifierMixin, RegressorMixin, is_classifier
-from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import type_of_target, unique_labels
-from sklearn.utils.validation import check_is_fitted
+
+try:
+    from scipy.special import xlogy
+    from sklearn import neural_network
+    from sklearn.base import ClassifierMixin, RegressorMixin, is_classifier
+    from sklearn.utils.class_weight import compute_sample_weight
+    from sklearn.utils.metaestimators import available_if
+    from sklearn.utils.multiclass import type_of_target, unique_labels
+    from sklearn.utils.validation import check_is_fitted
+except ImportError as error:
+    raise ImportError(f"the estimators need scikit-learn: pip install 'fastbp[sklearn]' ({error})") from error
 
 from .fitting import dense_of
 from .interop import dense

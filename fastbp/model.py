@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
 
-from .boundary import as_count, as_metrics, as_samples
+from .boundary import as_array, as_count, as_metrics, as_samples
 from .callbacks import Callback, EpochFunction, told
 from .interop import dense, is_sparse, like
 from .kernels.ops import Array
@@ -352,7 +352,7 @@ class Sequential(Network):
         array, shape (rows, features)
             The gradient by X.
         """
-        gradient = self.engine.asarray(dvalues, self.dtype)
+        gradient = as_array(dvalues, "dvalues", self.engine, self.dtype)
         if gradient.shape != self.layers[-1].output.shape:
             raise ValueError(f"dvalues must have shape {self.layers[-1].output.shape}, got {gradient.shape}")
         with limited_threads(self.threads, self.engine):
