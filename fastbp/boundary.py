@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ __all__ = [
     "as_tuple",
     "as_values",
     "as_weights",
+    "check_finite",
+    "check_metrics",
 ]
 
 _ELEMENTS_AT_A_TIME = 1 << 20
@@ -54,7 +57,7 @@ def as_features(x: Any, features: int | None, name: str = "X", dtype: Any = np.f
         hint = "; a single row is X.reshape(1, -1)" if array.ndim == 1 else ""
         raise ValueError(f"{name} must have shape (rows, {features or 'features'}), got {array.shape}{hint}")
     sparse = is_sparse(array)
-    _check_finite(array.data if sparse else array, f"{name}.data" if sparse else name, dtype)
+    check_finite(array.data if sparse else array, f"{name}.data" if sparse else name, dtype)
     return array if sparse else native(array)
 
 
@@ -84,7 +87,7 @@ def as_labels(
     except DTypeError as error:
         raise DTypeError(f"{error}; np.unique(labels, return_inverse=True) numbers labels of any kind") from error
     if array.shape == (rows, classes) and array.ndim == 2:
-        _check_finite(array, name, dtype)
+        check_finite(array, name, dtype)
         if array.min() < 0:
             raise ValueError(f"{name} of two dimensions must hold one-hot rows or probabilities, got {array.min()}")
         if (array.max(axis=1) != array.sum(axis=1)).any() or (array.max(axis=1) != 1).any():
@@ -99,7 +102,7 @@ def as_labels(
             f"{name} must hold {rows} labels, shape ({rows},), or rows of shape ({rows}, {classes}); "
             f"got {array.shape}{hint}"
         )
-    _check_finite(array, name)
+    check_finite(array, name)
     if array.dtype.kind == "f" and (fractional := array != np.floor(array)).any():
         raise ValueError(f"{name} must hold whole numbers, got {array[fractional][0]}")
     ignored = np.zeros(rows, bool) if ignore_index is None else array == ignore_index
@@ -117,7 +120,7 @@ def as_weights(sample_weight: Any, rows: int, name: str = "sample_weight") -> Ar
     array = real_array(sample_weight, name)
     if array.shape != (rows,):
         raise ValueError(f"{name} must hold {rows} numbers, shape ({rows},), got {array.shape}")
-    _check_finite(array, name, np.float32)
+    check_finite(array, name, np.float32)
     if array.min() < 0:
         raise ValueError(f"{name} must hold numbers of at least 0, got {array.min()}")
     return native(array)
@@ -180,13 +183,37 @@ def as_samples(value: Any, name: str) -> tuple[Any, Any, Any]:
 
 def as_metrics(metrics: Any) -> dict[str, Callable[..., float]]:
     """Check functions of targets and predictions; returns them by name."""
-    named = metrics if isinstance(metrics, Mapping) else {getattr(f, "__name__", repr(f)): f for f in metrics}
+    if isinstance(metrics, Mapping):
+        items = list(metrics.items())
+    elif isinstance(metrics, Iterable) and not isinstance(metrics, str):
+        items = [(getattr(metric, "__name__", repr(metric)), metric) for metric in metrics]
+    else:
+        raise TypeError(f"metrics must be a sequence or dict of functions, got {metrics!r}")
+    named = dict(items)
+    if len(named) < len(items):
+        twice = next(name for name in named if sum(name == other for other, _ in items) > 1)
+        raise ValueError(f"metrics must have different names, got {twice!r} twice; a dict gives them names")
     for name, metric in named.items():
         if not callable(metric):
             raise TypeError(f"metrics must be functions of targets and predictions, got {metric!r}")
         if name in ("loss", "accuracy"):
             raise ValueError(f"metrics must have names of their own, got {name!r}")
-    return dict(named)
+    return named
+
+
+def check_metrics(metrics: Mapping[str, Callable[..., float]], *, weighted: bool) -> None:
+    """Raise TypeError where metrics cannot be called, as far as their signatures tell."""
+    options = {"sample_weight": None} if weighted else {}
+    for name, metric in metrics.items():
+        try:
+            parameters = inspect.signature(metric)
+        except ValueError:
+            continue  # some that are written in C do not tell
+        try:
+            parameters.bind(None, None, **options)
+        except TypeError as error:
+            wanted = ", ".join(["targets", "predictions", *options])
+            raise TypeError(f"metrics[{name!r}] must take {wanted}: {error}") from error
 
 
 def as_float_type(dtype: Any) -> np.dtype[Any]:
@@ -201,7 +228,8 @@ def as_float_type(dtype: Any) -> np.dtype[Any]:
     return known
 
 
-def _check_finite(array: Array, name: str, dtype: Any = np.float64) -> None:
+def check_finite(array: Array, name: str, dtype: Any = np.float64) -> None:
+    """Raise ValueError for the first number that is not finite, or that `dtype` cannot hold."""
     if array.dtype.kind != "f":
         return
     # in pieces, so that an array mapped from a file is never in memory whole

@@ -8,23 +8,25 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from .boundary import as_count
+from .boundary import as_count, as_flag, as_number
 from .kernels.ops import Array
+from .layers import Layer
 
 if TYPE_CHECKING:
     from .model import Sequential
 
-__all__ = ["Callback", "EarlyStopping", "EpochFunction", "told"]
+__all__ = ["Callback", "EarlyStopping", "EpochFunction", "tell", "told"]
 
-#: What is called with the model and an epoch's figures; where it returns True, training ends.
-EpochFunction: TypeAlias = "Callable[[Sequential, dict[str, float]], bool | None]"
+#: What is called with the model and an epoch's figures; where it returns True, and nothing else, training ends.
+EpochFunction: TypeAlias = "Callable[[Sequential, dict[str, float]], object]"
 
 
 class Callback:
     """Something that `Sequential.fit` tells of its epochs.
 
     A subclass overrides what it needs. A function of a model and an epoch's figures serves as well, as `epoch` does.
-    What changes in the model, its optimizer or its layers takes effect in the next epoch.
+    What changes in the model, its layers, loss or optimizer, or by another one of those, takes effect in the next
+    epoch. A callback may predict and evaluate with the model; training it raises RuntimeError.
 
     Examples
     --------
@@ -42,8 +44,8 @@ class Callback:
     def begin(self, model: Sequential, figures: tuple[str, ...]) -> None:
         """Training begins; `figures` are the names of what each epoch will give."""
 
-    def epoch(self, model: Sequential, figures: dict[str, float]) -> bool | None:
-        """An epoch is done, and in the history. Return True to end training."""
+    def epoch(self, model: Sequential, figures: dict[str, float]) -> object:
+        """An epoch is done, and in the history. Return True to end training; anything else means nothing."""
 
     def end(self, model: Sequential) -> None:
         """Training is over; called after an error or Ctrl-C as well."""
@@ -71,7 +73,8 @@ class EarlyStopping(Callback):
     mode : {"min", "max"}, optional
         Which is better; by default less of a loss or an error, more of anything else.
     restore_best : bool, default True
-        Go back to the best epoch's parameters, and the layers' other state, at the end.
+        Go back to the best epoch's parameters, and the layers' other state, at the end. Layers that have come since
+        then stay as they are, and those that have gone stay away.
 
     Attributes
     ----------
@@ -103,11 +106,13 @@ class EarlyStopping(Callback):
     ) -> None:
         if mode not in (None, "min", "max"):
             raise ValueError(f"mode must be 'min', 'max' or None, got {mode!r}")
+        if not isinstance(monitor, str):
+            raise TypeError(f"monitor must be the name of a figure, got {monitor!r}")
         self.monitor = monitor
         self.patience = as_count(patience, "patience")
-        self.min_delta = float(min_delta)
+        self.min_delta = as_number(min_delta, "min_delta")
         self.mode = mode or ("min" if monitor.endswith(("loss", "error")) else "max")
-        self.restore_best = restore_best
+        self.restore_best = as_flag(restore_best, "restore_best")
 
     def begin(self, model: Sequential, figures: tuple[str, ...]) -> None:
         if self.monitor not in figures:
@@ -115,36 +120,46 @@ class EarlyStopping(Callback):
             raise ValueError(f"monitor must be one of {', '.join(figures)}, got {self.monitor!r}{hint}")
         self.best = np.inf if self.mode == "min" else -np.inf
         self.best_epoch = len(model.history.get("loss", []))
-        self._kept: list[Array] = []
+        self._model = model
+        self._kept: dict[tuple[Layer, str], Array] = {}
 
-    def epoch(self, model: Sequential, figures: dict[str, float]) -> bool | None:
+    def epoch(self, model: Sequential, figures: dict[str, float]) -> bool:
+        if self.monitor not in figures:
+            raise ValueError(f"monitor must be one of {', '.join(figures)}, got {self.monitor!r}")
         figure, epoch = figures[self.monitor], len(model.history["loss"])
         better = self.best - figure if self.mode == "min" else figure - self.best
         if better > self.min_delta:
             self.best, self.best_epoch = figure, epoch
             if self.restore_best:
-                self._kept = [array.copy() for array in model.weights_and_state()]
+                places = model.places().values()
+                self._kept = {(layer, name): layer.__dict__[name].copy() for layer, name in places}
         return epoch - self.best_epoch >= self.patience
 
     def progress(self) -> dict[str, Any]:
-        kept = {f"kept_{place}": array for place, array in enumerate(self._kept)}
+        show = self._model.engine.asnumpy
+        kept = {path: show(self._kept[place]) for path, place in self._model.places().items() if place in self._kept}
         return {"best": self.best, "best_epoch": self.best_epoch} | kept
 
     def resume(self, progress: Mapping[str, Any]) -> None:
         self.best, self.best_epoch = progress["best"], progress["best_epoch"]
-        self._kept = [progress[f"kept_{place}"] for place in range(len(progress) - 2)]
+        own = self._model.engine.asarray
+        self._kept = {place: own(progress[path]) for path, place in self._model.places().items() if path in progress}
 
     def end(self, model: Sequential) -> None:
-        for array, kept in zip(model.weights_and_state(), self._kept, strict=bool(self._kept)):
-            array[...] = kept
-        self._kept = []
+        for layer, name in model.places().values():
+            if (layer, name) in self._kept:
+                layer.__dict__[name][...] = self._kept[layer, name]
+        del self._model, self._kept
 
 
 @contextlib.contextmanager
 def told(
-    callbacks: Sequence[Callback | EpochFunction], model: Sequential, figures: tuple[str, ...]
+    callbacks: Sequence[Callback | EpochFunction] | None, model: Sequential, figures: tuple[str, ...]
 ) -> Iterator[list[EpochFunction]]:
     """Tell callbacks of begin and end; gives what to call after each epoch."""
+    callbacks = () if callbacks is None else callbacks
+    if not isinstance(callbacks, Sequence) or isinstance(callbacks, str):
+        raise TypeError(f"callbacks must be a sequence of fastbp Callbacks or functions, got {callbacks!r}")
     for callback in callbacks:
         if not isinstance(callback, Callback) and not callable(callback):
             raise TypeError(f"callbacks must hold fastbp Callbacks or functions, got {callback!r}")
@@ -154,3 +169,9 @@ def told(
                 callback.begin(model, figures)
                 ends.callback(callback.end, model)
         yield [callback.epoch if isinstance(callback, Callback) else callback for callback in callbacks]
+
+
+def tell(listeners: Sequence[EpochFunction], model: Sequential, figures: dict[str, float]) -> bool:
+    """Tell all of an epoch; whether one of them ends training."""
+    answers = [listener(model, figures) for listener in listeners]
+    return any(isinstance(answer, bool | np.bool_) and bool(answer) for answer in answers)

@@ -12,6 +12,7 @@ import numpy as np
 from .callbacks import Callback
 from .files import describe, read, rebuild, schedule_of, write
 from .layers import Layer
+from .optim import Optimizer
 from .part import Part, Setting
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ class Checkpoints:
         ------
         ValueError
             Where the file is of another model, or none of a checkpoint; nothing has changed then.
+
+        Notes
+        -----
+        What callbacks did to settings, and which layers they froze, comes back; the layers themselves, the kinds of
+        loss and optimizer and the schedule must be those of the model as it was made.
         """
         if not self._path.exists():
             return 0, False
@@ -70,7 +76,7 @@ class Checkpoints:
         kinds = {type(part).__name__: type(part) for part in _parts(self._model)}
         then = rebuild(about, tensors, self._model.engine, kinds)
         for here, there in itertools.zip_longest(_parts(self._model), _parts(then)):
-            if type(here) is not type(there) or _shapes(here) != _shapes(there):
+            if type(here) is not type(there) or (isinstance(here, Layer) and _shapes(here) != _shapes(there)):
                 raise ValueError(f"{self._path} is a checkpoint of another model: it has {there!r}, this one {here!r}")
         for here, there in zip(_parts(self._model), _parts(then), strict=True):
             _take_over(here, there)
@@ -100,5 +106,7 @@ def _take_over(here: Part, there: Part) -> None:
                 setattr(here, name, getattr(there, name))
     if isinstance(here, Layer) and isinstance(there, Layer) and here.trainable != there.trainable:
         here.trainable = there.trainable
+    if isinstance(here, Optimizer) and isinstance(there, Optimizer):
+        here.lr = there.lr
     for name in here.arrays():
         here.__dict__[name][...] = there.__dict__[name]

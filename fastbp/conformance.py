@@ -169,6 +169,8 @@ def check(engine: str | Engine, ops: Sequence[str] | None = None, *, verbose: bo
         like = difflib.get_close_matches(unknown[0], OPS) or list(OPS)[:3]
         raise ValueError(f"ops must be names of ops such as {', '.join(like)}; got {unknown[0]!r}")
     names = list(OPS if ops is None else ops)
+    if not names:
+        raise ValueError("ops must name at least one op, got none")
     results: list[Result] = []
     with Progress(len(names), verbose, "op") as progress:
         for name in names:

@@ -20,7 +20,7 @@ def _class_weight(value: Any, name: str) -> tuple[float, ...] | dict[int, float]
     if value is None:
         return None
     if isinstance(value, Mapping):
-        return {int(label): as_number(weight, f"{name}[{label!r}]") for label, weight in value.items()}
+        return {_label(label, name): as_number(weight, f"{name}[{label!r}]") for label, weight in value.items()}
     if isinstance(value, str):
         raise ValueError(
             f"{name} must be an array of one number for each class, or a dict, got {value!r}; "
@@ -30,6 +30,12 @@ def _class_weight(value: Any, name: str) -> tuple[float, ...] | dict[int, float]
     if array.ndim != 1:
         raise ValueError(f"{name} must be an array of one number for each class, or a dict, got shape {array.shape}")
     return tuple(as_number(weight, name) for weight in array.tolist())
+
+
+def _label(value: Any, name: str) -> int:
+    if not isinstance(value, int | float | np.number | np.bool_) or not float(value).is_integer():
+        raise ValueError(f"{name} must have whole numbers, the labels, for keys, got {value!r}")
+    return int(value)
 
 
 def _label_smoothing(value: Any, name: str) -> float:

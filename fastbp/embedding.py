@@ -60,8 +60,8 @@ class Embedding(Layer):
 
     Notes
     -----
-    ``dinputs`` is 0 in columns of codes. Only where the layer is the first of a model, codes are checked; what is no
-    code gives NaN otherwise.
+    ``dinputs`` is 0 in columns of codes. Codes are checked where the layer is the first to see X, alone or within a
+    `Residual`; what is no code gives NaN otherwise, of which `Sequential.predict` makes no class.
 
     Examples
     --------

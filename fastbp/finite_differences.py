@@ -37,8 +37,9 @@ def gradcheck(
 ) -> bool:
     """Compare gradients with central differences, number by number, in float64.
 
-    Of a layer those by its inputs and by all its parameters, layers inside it included, for a weighted sum of its
-    outputs; of a loss that by its outputs. The part itself stays as it is; random numbers and running statistics are
+    Of a layer those by its inputs, returned and stored, and by all its parameters, layers inside it included, for a
+    weighted sum of its outputs; of a loss that by its outputs, and what `Loss.penalize` adds to those of weights. The
+    part itself stays as it is; random numbers and running statistics are
     the same in each call.
 
     Parameters
@@ -122,7 +123,24 @@ def _of_loss(loss: Loss, x: Array, y: Any, sample_weight: Any) -> list[Compariso
         return float(np.sum(loss.engine.asnumpy(loss.forward(x, y, sample_weight))))
 
     value()
-    return [("the gradient by outputs", _numbers(loss, loss.backward()), x, value)]
+    by_outputs = _numbers(loss, loss.backward())
+    if type(loss).penalize is Loss.penalize:
+        return [("the gradient by outputs", by_outputs, x, value)]
+
+    targets, row_weights = loss.targets(y, x.shape[0], x.shape[1], sample_weight)
+    weights = np.random.default_rng(0).uniform(0.5, 1.5, 5)
+    slopes = loss.engine.zeros(weights.shape, np.float64)
+
+    def penalized(slopes: Array | None = None) -> float:
+        total = loss.engine.zeros((2,), np.float64)
+        loss.gradient(loss.engine.asarray(x), targets, row_weights, total)
+        slopes = loss.engine.zeros(weights.shape, np.float64) if slopes is None else slopes
+        loss.penalize(len(x), loss.engine.asarray(weights.copy()), slopes, total)
+        return loss.value(total)
+
+    penalized(slopes)
+    by_weights = _numbers(loss, slopes)
+    return [("the gradient by outputs", by_outputs, x, value), ("penalize's gradient", by_weights, weights, penalized)]
 
 
 def _of_layer(layer: Layer, x: Array, inputs: bool) -> list[Comparison]:
@@ -142,7 +160,11 @@ def _of_layer(layer: Layer, x: Array, inputs: bool) -> list[Comparison]:
         return float((output() * weights).sum())
 
     dinputs = layer.backward(layer.engine.asarray(weights.copy()))  # which a wrong one may change
-    comparisons = [("dinputs", _numbers(layer, dinputs), x, value)] if inputs else []
+    comparisons: list[Comparison] = []
+    if inputs:
+        comparisons = [("dinputs", _numbers(layer, dinputs), x, value)]
+        if "dinputs" in layer.__dict__ and layer.dinputs is not dinputs:
+            comparisons.append(("dinputs as stored", _numbers(layer, layer.dinputs), x, value))
     for path, inner in layer.walk():
         for name in inner.shapes():
             gradient = _numbers(inner, inner.__dict__.get(f"d{name}"))

@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from . import Adam, AdamW, BinaryCrossEntropy, Dense, Dropout, MeanSquaredError, Poisson, SoftmaxCrossEntropy
 from .activations import ELU, GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from .boundary import as_number
-from .callbacks import told
+from .callbacks import tell, told
 from .interop import dense, is_sparse
 from .kernels.engine import Engine
 from .kernels.ops import Array
@@ -261,7 +261,7 @@ def fit_stochastic(
                     model.history.setdefault(name, []).append(value)
                 progress.step(figures)
                 estimator._optimizer.epoch_ends(estimator.t_)
-                if sum(bool(listener(model, figures)) for listener in listeners) or has_converged(estimator, score):
+                if tell(listeners, model, figures) or has_converged(estimator, score):
                     break
                 if score is None and not np.isfinite(loss):
                     break  # it stays so

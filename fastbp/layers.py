@@ -8,7 +8,7 @@ from typing import Any, Self, overload
 
 import numpy as np
 
-from .boundary import as_array, as_count, as_seed
+from .boundary import as_array, as_count, as_flag, as_seed, check_finite
 from .initializers import Initializer, initializer
 from .kernels.engine import Engine, real_array
 from .kernels.ops import Array
@@ -50,6 +50,7 @@ class Parameter:
 
     def __set__(self, layer: Layer, value: Any) -> None:
         array = real_array(value, self.name)
+        check_finite(array, self.name)
         shape = layer.shapes()[self.name]
         if array.shape != shape:
             raise ValueError(f"{layer!r}: {self.name} must have shape {shape}, got {array.shape}")
@@ -112,8 +113,6 @@ class Layer(Part):
     True
     """
 
-    #: False while a forward pass for prediction is recorded.
-    training = True
     #: Layers inside this one.
     layers: tuple[Layer, ...] = ()
     #: Whether the weights of a layer in front of this one are drawn larger, because it drops much of what it is given.
@@ -128,6 +127,16 @@ class Layer(Part):
         self.engine = choose_engine(engine)
 
     @property
+    def training(self) -> bool:
+        """False for what `forward` does in a prediction; assigning holds for the layers inside, too."""
+        return bool(self.__dict__.get("training", True))
+
+    @training.setter
+    def training(self, training: bool) -> None:
+        for _, layer in self.walk():
+            layer.__dict__["training"] = as_flag(training, "training")
+
+    @property
     def trainable(self) -> bool:
         """Whether training changes the parameters; assigning holds for the layers inside, too.
 
@@ -138,7 +147,7 @@ class Layer(Part):
     @trainable.setter
     def trainable(self, trainable: bool) -> None:
         for _, layer in self.walk():
-            layer.__dict__["_trainable"] = bool(trainable)
+            layer.__dict__["_trainable"] = as_flag(trainable, "trainable")
         if self.owner is not None:
             self.owner.layers = self.owner.layers
 
@@ -223,7 +232,9 @@ class Layer(Part):
         return features
 
     def check_rows(self, X: Array, name: str = "X") -> None:
-        """Raise ValueError where this layer cannot take a value of `X`; a model's first layer is asked beforehand."""
+        """Raise ValueError where this layer cannot take a value of `X`; asked where it is the first to see it."""
+        if self.layers:
+            self.layers[0].check_rows(X, name)
 
     def arrays(self) -> tuple[str, ...]:
         return *self.parameters(), *self.state

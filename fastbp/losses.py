@@ -98,7 +98,7 @@ class Loss(Part):
             Where `y` or `sample_weight` has another length or shape, or what is not allowed in it.
         """
         outputs = as_array(outputs, "outputs", self.engine)
-        if outputs.ndim != 2:
+        if outputs.ndim != 2 or 0 in outputs.shape:
             raise ValueError(f"outputs must have shape (batch, classes), got {outputs.shape}")
         rows, width = outputs.shape
         targets, weights = self.targets(y, rows, width, sample_weight)

@@ -27,6 +27,8 @@ class Memory:
     layers : iterable of Layer
     engine : Engine
     dtype : dtype
+    before : Memory, optional
+        Where these layers' parameters were; an epoch goes on with its counters.
 
     Attributes
     ----------
@@ -42,7 +44,9 @@ class Memory:
         since the last update.
     """
 
-    def __init__(self, layers: Iterable[Layer], engine: Engine, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self, layers: Iterable[Layer], engine: Engine, dtype: np.dtype[Any], before: Memory | None = None
+    ) -> None:
         self._engine = engine
         named = [
             (layer, name, shape, layer.parameters()[name].decay)
@@ -63,6 +67,9 @@ class Memory:
         self.cursor, self.step = engine.zeros((1,), np.int64), engine.zeros((1,), np.int64)
         self.total = engine.zeros((2,), np.float64)
         self.seen, self.weight = engine.zeros((1,), np.float64), engine.zeros((1,), np.float64)
+        if before is not None:
+            for name in ("cursor", "step", "total", "seen"):
+                getattr(self, name)[...] = getattr(before, name)
         self._sums: Array | None = None
         for layer, name, where, shape in self._places:
             view = self.parameters[where].reshape(shape)

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
 
-from .boundary import as_array, as_count, as_metrics, as_samples
-from .callbacks import Callback, EpochFunction, told
+from .boundary import as_array, as_count, as_metrics, as_number, check_metrics
+from .callbacks import Callback, EpochFunction, tell, told
 from .interop import dense, is_sparse, like
 from .kernels.ops import Array
 from .layers import Layer
 from .losses import Loss
 from .network import Network
 from .progress import Progress
+from .source import Source
 from .steps import record_forward
 from .threads import limited_threads
 from .training import Data, Trainer, batches
@@ -100,7 +101,7 @@ class Sequential(Network):
         class_weight: Any = None,
         validation_data: Sequence[Any] | None = None,
         metrics: Metrics = (),
-        callbacks: Sequence[Callback | EpochFunction] = (),
+        callbacks: Sequence[Callback | EpochFunction] | None = None,
         accumulate: int = 1,
         checkpoint: str | Path | None = None,
         every: int = 1,
@@ -116,7 +117,9 @@ class Sequential(Network):
             Finite numbers of any real dtype, at any row stride; converted a batch at a time, so that it may be mapped
             from a file and larger than memory. Arrays of any library, data frames, and SciPy's sparse matrices, which
             are made dense a batch at a time. Or, without `y`, batches: an iterable of (X, y) or (X, y,
-            sample_weight), gone through anew in each epoch, or a function that returns one.
+            sample_weight), gone through anew in each epoch, or a function that returns one. Where it has a length, or
+            from the second epoch on as many as before, a schedule moves with each batch; in a first epoch of unknown
+            length the rate is that of its beginning.
         y : array
             As the loss wants it: labels, one-hot rows or rows of probabilities, or numbers of shape (rows, outputs).
         epochs, batch_size : int
@@ -131,9 +134,12 @@ class Sequential(Network):
             Evaluated after each epoch, into `history`.
         metrics : sequence or dict of functions, optional
             Called with the targets and predictions of the validation data, and with `sample_weight` where there is
-            one, as those of sklearn.metrics are; `history` has them as ``"val_"`` and their names.
+            one, as those of sklearn.metrics are; `history` has them as ``"val_"`` and their names. Rows of weight 0
+            and ignored ones are left out; where none is left, accuracy and metrics are NaN.
         callbacks : sequence of Callback or function, optional
-            What is called after each epoch, with the model and its figures; one that returns True ends training.
+            What is called after each epoch, with the model and its figures; one that returns True, and nothing else,
+            ends training. What it changes takes effect in the next epoch: settings, layers, loss, optimizer. It may
+            predict and evaluate with the model, but not train it.
         accumulate : int, default 1
             Take the mean gradient of so many batches for each update.
         checkpoint : path, optional
@@ -156,9 +162,11 @@ class Sequential(Network):
         Raises
         ------
         ValueError
-            For data that does not fit; nothing has changed then.
+            For data that does not fit; nothing has changed then, but by the batches before a bad one.
         FloatingPointError
-            Where the loss becomes infinite or NaN. The weights are then those of at most a second before.
+            Where loss or weights become infinite or NaN. The weights are then those of at most a second before.
+        RuntimeError
+            Where a callback, or what gives the batches, trains this same model. Another thread waits for the end.
 
         Examples
         --------
@@ -169,54 +177,60 @@ class Sequential(Network):
         >>> model.fit(X, y, epochs=3, validation_data=(X, y)).history.keys()
         dict_keys(['loss', 'val_loss', 'val_accuracy'])
         """
-        _, optimizer = _needed("loss", self.loss), _needed("optimizer", self.optimizer)
+        _needed("loss", self.loss)
+        optimizer = _needed("optimizer", self.optimizer)
         epochs, batch_size = as_count(epochs, "epochs"), as_count(batch_size, "batch_size")
         accumulate = as_count(accumulate, "accumulate")
         threads = self.threads if threads is None else as_count(threads, "threads")
         functions = as_metrics(metrics)
-        held_out = None
-        if validation_data is not None:
-            held_out = self._checked(*as_samples(validation_data, "validation_data"), "validation_data: ")
         every = as_count(every, "every")
         if resume and checkpoint is None:
             raise ValueError("resume=True needs checkpoint, the file to go on from")
-        data, source, loss = self._source(X, y, sample_weight, class_weight)
-        rows = 0 if data is None else data.X.shape[0]
-        names = "loss", *(() if held_out is None else [f"val_{name}" for name in self._score_names(functions)])
+        if functions and validation_data is None:
+            raise ValueError("metrics need validation_data, on which they are computed")
+        source = Source(self, X, y, sample_weight, class_weight, validation_data)
+        check_metrics(functions, weighted=source.held_out_is_weighted)
+        names = (
+            "loss",
+            *([f"val_{name}" for name in self._score_names(functions)] if source.held_out is not None else []),
+        )
         for name in optimizer.monitored():
             if name not in names:
                 raise ValueError(
                     f"the schedule monitors {name!r}, but fit gives {', '.join(names)}; see validation_data"
                 )
         with (
-            self._lock,
+            self._alone(),
             limited_threads(threads, self.engine),
             told(callbacks, self, names) as listeners,
             Progress(epochs, verbose) as progress,
-            Trainer(self, loss, accumulate) as trainer,
+            Trainer(self, source.loss, accumulate) as trainer,
         ):
             checkpoints = self._checkpoints(checkpoint, every, callbacks)
             done, over = checkpoints.resume() if checkpoints and resume else (0, False)
             for epoch in range(epochs if over else done, epochs):
-                if data is None:
-                    mean = trainer.epoch_through(source())
-                elif is_sparse(data.X):
+                changeable = epoch == done or bool(listeners)  # who may have changed the model
+                if changeable:
+                    source.look()
+                rows = 0 if source.data is None else source.data.X.shape[0]
+                if source.data is None:
+                    mean = trainer.epoch_through(*source.batches())
+                elif is_sparse(source.data.X):
                     order = self.permutation(rows) if shuffle else np.arange(rows)
-                    updates = -(-rows // (batch_size * accumulate))
-                    mean = trainer.epoch_through(batches(data, order, batch_size), updates)
+                    mean = trainer.epoch_through(batches(source.data, order, batch_size), -(-rows // batch_size))
                 else:
-                    if epoch == done or listeners:  # which may have changed the model
-                        trainer.bind(data, batch_size)
+                    if changeable:
+                        trainer.bind(source.data, batch_size)
                     mean = trainer.epoch(self.permutation(rows) if shuffle else None)
                 figures = {"loss": mean}
-                if held_out is not None:
-                    scores = self._scores(held_out, functions)
+                if source.held_out is not None:
+                    scores = self._scores(source.held_out, functions, weighted=source.held_out_is_weighted)
                     figures |= {f"val_{name}": value for name, value in scores.items()}
                 for name, value in figures.items():
                     self.history.setdefault(name, []).append(value)
                 progress.step(figures)
-                optimizer.observe(figures)
-                over = sum(bool(listener(self, figures)) for listener in listeners) > 0  # all are told
+                _needed("optimizer", self.optimizer).observe(figures)
+                over = tell(listeners, self, figures)
                 if checkpoints:
                     checkpoints.epoch(epoch + 1, epochs, over=over)
                 if over:
@@ -224,7 +238,14 @@ class Sequential(Network):
         return self
 
     def train_on_batch(
-        self, X: Any, y: Any, *, sample_weight: Any = None, class_weight: Any = None, threads: int | None = None
+        self,
+        X: Any,
+        y: Any,
+        *,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        epoch: float | None = None,
+        threads: int | None = None,
     ) -> float:
         """Train one step on a batch, which `history` does not show.
 
@@ -233,8 +254,13 @@ class Sequential(Network):
         X : array, shape (batch, features)
         y : array
             As in `fit`.
-        sample_weight, class_weight, threads : optional
+        sample_weight, threads : optional
             As in `fit`.
+        class_weight : array of shape (classes,) or dict, optional
+            In place of the loss's.
+        epoch : float, optional
+            When this step is, in epochs since the start of training, as a schedule wants to know: where the optimizer
+            has one, it must be given, because single batches do not tell how many make an epoch.
 
         Returns
         -------
@@ -243,15 +269,16 @@ class Sequential(Network):
 
         Raises
         ------
-        ValueError, FloatingPointError
+        ValueError, FloatingPointError, RuntimeError
             As in `fit`.
         """
         threads = self.threads if threads is None else as_count(threads, "threads")
-        loss = self._loss_with(class_weight)
-        data = self._checked(dense(X), y, sample_weight, loss=loss)
-        with self._lock, limited_threads(threads, self.engine), Trainer(self, loss) as trainer:
+        loss = self.loss_with(class_weight)
+        start = self._time(epoch)
+        data = self.checked(dense(X), y, sample_weight, loss=loss)
+        with self._alone(), limited_threads(threads, self.engine), Trainer(self, lambda: loss) as trainer:
             trainer.bind(data, len(data.X))
-            return trainer.epoch()
+            return trainer.epoch(start=start)
 
     @contextlib.contextmanager
     def training(
@@ -275,10 +302,15 @@ class Sequential(Network):
             Its ``bind(data, batch_size)`` and ``epoch(order)`` check nothing of what they are given.
         """
         threads = self.threads if threads is None else as_count(threads, "threads")
+
+        def current() -> Loss:
+            return _needed("loss", loss or self.loss)
+
+        current()
         with (
-            self._lock,
+            self._alone(),
             limited_threads(threads, self.engine),
-            Trainer(self, _needed("loss", loss or self.loss), accumulate, watched=watched) as trainer,
+            Trainer(self, current, accumulate, watched=watched) as trainer,
         ):
             yield trainer
 
@@ -293,9 +325,20 @@ class Sequential(Network):
         -------
         array, shape (rows,) of int64, or (rows, outputs)
             Of the library that X is of, where that is one of tensors, such as torch; otherwise of NumPy.
+
+        Raises
+        ------
+        ValueError
+            For `X` that does not fit.
+        FloatingPointError
+            Where outputs that should say a class are NaN.
         """
         outputs = self._outputs(self._features_of(X))
-        return like(X, outputs if self.loss is None else self.loss.decide(outputs))
+        if self.loss is None:
+            return like(X, outputs)
+        if self.loss.classifies and (undecided := np.isnan(outputs).any(axis=1)).any():
+            raise FloatingPointError(f"the outputs for row {undecided.argmax()} of X are NaN: they say no class")
+        return like(X, self.loss.decide(outputs))
 
     def predict_proba(self, X: Any) -> Any:
         """Class probabilities, shape (rows, classes), of the library that `predict` gives."""
@@ -303,7 +346,9 @@ class Sequential(Network):
 
     def evaluate(self, X: Any, y: Any, *, sample_weight: Any = None, metrics: Metrics = ()) -> dict[str, float]:
         """The ``loss`` on data held out, the ``accuracy`` where there are classes, and metrics as in `fit`."""
-        return self._scores(self._checked(X, y, sample_weight), as_metrics(metrics))
+        functions, weighted = as_metrics(metrics), sample_weight is not None
+        check_metrics(functions, weighted=weighted)
+        return self._scores(self.checked(X, y, sample_weight), functions, weighted=weighted)
 
     def gradients(self, X: Any, y: Any, *, sample_weight: Any = None) -> Gradients:
         """The loss of a batch and all its gradients, in one training pass that changes nothing.
@@ -311,11 +356,11 @@ class Sequential(Network):
         They are of the library that `predict` gives.
         """
         loss = _needed("loss", self.loss).twin(engine=self.engine)
-        data = self._checked(dense(X), y, sample_weight)
+        data = self.checked(dense(X), y, sample_weight)
         layers = [_copied(layer) for layer in self.layers]
         outputs = self.engine.asarray(data.X, self.dtype)
         total = self.engine.zeros((2,), np.float64)
-        with limited_threads(self.threads, self.engine):
+        with limited_threads(self.threads, self.engine), self.turns.taken():
             for layer in layers:
                 outputs = layer.forward(outputs)
             dvalues = loss.gradient(outputs, data.y, data.weights, total)
@@ -360,14 +405,21 @@ class Sequential(Network):
                 gradient = layer.backward(gradient)
         return like(dvalues, gradient)
 
-    def step(self) -> None:
-        """Let the optimizer take a step with the gradients of the last `backward`."""
+    def step(self, epoch: float | None = None) -> None:
+        """Let the optimizer take a step with the gradients of the last `backward`.
+
+        Parameters
+        ----------
+        epoch : float, optional
+            When this step is, as in `train_on_batch`.
+        """
+        start = self._time(epoch)
         optimizer = _needed("optimizer", self.optimizer)
         for layer in self.walk():
             for name, where in self.memory.gradients_of(layer).items():
                 where[...] = getattr(layer, f"d{name}")
         if optimizer.schedule is not None:
-            optimizer.rate[...] = optimizer.rates(np.array([float(len(self.history.get("loss", ())))]))
+            optimizer.rate[...] = optimizer.rates(np.array([start]))
         optimizer.update(self.memory.trained, self.memory.gradients, self.memory.decayed)
 
     def summary(self) -> str:
@@ -395,7 +447,7 @@ class Sequential(Network):
     def __repr__(self) -> str:
         return f"Sequential({list(self.layers)!r}, loss={self.loss!r}, optimizer={self.optimizer!r})"
 
-    def _checked(self, X: Any, y: Any, sample_weight: Any = None, prefix: str = "", loss: Loss | None = None) -> Data:
+    def checked(self, X: Any, y: Any, sample_weight: Any = None, prefix: str = "", loss: Loss | None = None) -> Data:
         """X, y and weights as the tapes take them, or an error that names what does not fit."""
         X = self._features_of(X, f"{prefix}X")
         rows, width = X.shape
@@ -404,41 +456,25 @@ class Sequential(Network):
         loss = loss or _needed("loss", self.loss)
         return Data(X, *loss.targets(y, rows, width, sample_weight, f"{prefix}y", self.dtype))
 
-    def _source(
-        self, X: Any, y: Any, sample_weight: Any, class_weight: Any
-    ) -> tuple[Data | None, Callable[[], Iterator[Data]], Loss]:
-        """Data to train on, or None and a function that goes through batches of data; and the loss."""
-        if y is not None:
-            loss = self._loss_with(None if isinstance(class_weight, str) else class_weight)
-            data = self._checked(X, y, sample_weight, loss=loss)
-            if isinstance(class_weight, str):
-                loss = self._loss_with(_balanced(class_weight, data))
-            return data, lambda: iter([]), loss
-        if hasattr(X, "shape") or hasattr(X, "dtypes") or not (callable(X) or isinstance(X, Iterable)):
-            raise ValueError("y must hold real numbers, got None; only batches, an iterable of (X, y), need no y")
-        if sample_weight is not None or isinstance(class_weight, str):
+    def _time(self, epoch: float | None) -> float:
+        """When a single step is, in epochs."""
+        if epoch is not None:
+            return as_number(epoch, "epoch")
+        if self.optimizer is not None and self.optimizer.schedule is not None:
             raise ValueError(
-                "with batches, sample_weight is each batch's third part, and class_weight has no 'balanced'"
+                f"epoch must say when this step is, in epochs since the start of training, for the schedule "
+                f"{self.optimizer.schedule!r}; as in epoch=step / steps_an_epoch"
             )
-        loss = self._loss_with(class_weight)
+        return 0.0
 
-        def batches() -> Iterator[Data]:
-            place = -1
-            for place, batch in enumerate(X() if callable(X) else X):
-                yield self._checked(*as_samples(batch, f"batch {place}"), f"batch {place}: ", loss)
-            if place < 0:
-                raise ValueError("there is no batch (left): pass a list, or a function that returns an iterator")
-
-        return None, batches, loss
-
-    def _checkpoints(self, path: str | Path | None, every: int, callbacks: Sequence[Any]) -> Checkpoints | None:
+    def _checkpoints(self, path: str | Path | None, every: int, callbacks: Sequence[Any] | None) -> Checkpoints | None:
         if path is None:
             return None
         from .checkpoints import Checkpoints
 
-        return Checkpoints(self, path, every, callbacks)
+        return Checkpoints(self, path, every, callbacks or ())
 
-    def _loss_with(self, class_weight: Any) -> Loss:
+    def loss_with(self, class_weight: Any) -> Loss:
         """What training needs: the loss, here with class weights in place of its own."""
         loss = _needed("loss", self.loss)
         _needed("optimizer", self.optimizer)
@@ -449,7 +485,7 @@ class Sequential(Network):
     def _outputs(self, X: Array, loss: Loss | None = None) -> Array:
         """The last layer's output for all rows of a checked X, or what a loss takes for probabilities, as NumPy's."""
         outputs, parts = [], [*self.walk(), *([] if loss is None else [loss])]
-        with limited_threads(self.threads, self.engine):
+        with limited_threads(self.threads, self.engine), self.turns.taken():
             for start in range(0, X.shape[0], PREDICT_ROWS):
                 piece = dense(X[start : start + PREDICT_ROWS])
                 record = partial(record_forward, self, rows=piece.shape[0], features=piece.shape[1], loss=loss)
@@ -460,17 +496,22 @@ class Sequential(Network):
                     outputs.append(self.engine.asnumpy(tape.memory["outputs"]).copy())
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
-    def _scores(self, data: Data, metrics: Mapping[str, Callable[..., float]]) -> dict[str, float]:
+    def _scores(self, data: Data, metrics: Mapping[str, Callable[..., float]], *, weighted: bool) -> dict[str, float]:
         loss = _needed("loss", self.loss).twin(engine=self.engine)
         outputs, total = self._outputs(data.X), self.engine.zeros((2,), np.float64)
         loss.gradient(self.engine.asarray(outputs), data.y, data.weights, total)
         scores = {"loss": loss.value(total)}
-        predicted, true = loss.decide(outputs), loss.decide_targets(data.y)
+        # of rows that do not count nothing is looked at: those that are ignored have no label
+        weights = np.ones(len(data.X)) if data.weights is None else data.weights
+        rows = weights > 0
+        if not rows.any():
+            return scores | dict.fromkeys([*(["accuracy"] if loss.classifies else []), *metrics], math.nan)
+        outputs, weights = outputs[rows], weights[rows]
+        predicted, true = loss.decide(outputs), loss.decide_targets(data.y[rows])
         if loss.classifies:
-            right = (predicted == true).reshape(len(true), -1).all(axis=1)
-            counts = data.weights is not None and data.weights.any()
-            scores["accuracy"] = float(np.average(right, weights=data.weights if counts else None))
-        options = {} if data.weights is None else {"sample_weight": data.weights}
+            right = (predicted == true).reshape(len(true), -1).all(axis=1) & ~np.isnan(outputs).any(axis=1)
+            scores["accuracy"] = float(np.average(right, weights=weights))
+        options = {"sample_weight": weights} if weighted else {}
         return scores | {name: float(metric(true, predicted, **options)) for name, metric in metrics.items()}
 
     def _score_names(self, metrics: Iterable[str]) -> list[str]:
@@ -481,15 +522,6 @@ def _copied(layer: Layer) -> Layer:
     """A twin whose state is its own, and those of the layers inside."""
     inner = {"layers": tuple(map(_copied, layer.layers))} if layer.layers else {}
     return layer.twin(**{name: layer.__dict__[name].copy() for name in layer.state}, **inner)
-
-
-def _balanced(class_weight: str, data: Data) -> dict[int, float]:
-    """Class weights that make all classes count the same."""
-    if class_weight != "balanced" or data.y.ndim != 1:
-        raise ValueError(f"class_weight must be numbers, or 'balanced' with labels, got {class_weight!r}")
-    counts = np.bincount(data.y, data.weights)
-    labels = np.flatnonzero(counts)
-    return {int(label): float(counts.sum() / (len(labels) * counts[label])) for label in labels}
 
 
 def _needed(name: str, part: P | None) -> P:

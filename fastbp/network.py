@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from .part import Part
 from .selection import engine as choose_engine
 from .steps import signature
 from .tape import Recorder, Tape
+from .threads import Turns
 
 __all__ = ["Network"]
 
@@ -50,7 +52,7 @@ class Network:
         self._layers: tuple[Layer, ...] = ()
         self._trained: list[tuple[Layer, bool]] = []
         self._optimizer: Optimizer | None = None
-        self._lock, self._recording = threading.RLock(), threading.RLock()
+        self._make_locks()
         self._assemble(layers, optimizer)
 
     @property
@@ -98,9 +100,17 @@ class Network:
         """All layers, those inside others too."""
         return (inner for layer in self.layers for _, inner in layer.walk())
 
-    def weights_and_state(self) -> list[Array]:
-        """The arrays that a trained model consists of: all parameters, and the layers' other state."""
-        return [self.memory.parameters, *(layer.__dict__[name] for layer in self.walk() for name in layer.state)]
+    def places(self) -> dict[str, tuple[Layer, str]]:
+        """Layers and names of the arrays that a trained model consists of, parameters and other state.
+
+        By path, such as ``"0.weights"``, or ``"1.layers.0.weights"`` for a layer inside another one.
+        """
+        return {
+            f"{path}{name}": (inner, name)
+            for place, layer in enumerate(self.layers)
+            for path, inner in layer.walk(f"{place}.")
+            for name in inner.arrays()
+        }
 
     def permutation(self, rows: int) -> Array:
         """A new order of some rows, drawn from this model's seed."""
@@ -126,11 +136,38 @@ class Network:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        self._lock, self._recording = threading.RLock(), threading.RLock()
+        self._make_locks()
         self._gather()
 
-    # what `_gather` makes, so that pickle and deepcopy leave it out
-    _made_anew = "memory", "_tapes", "_lock", "_recording"
+    # what these two make, so that pickle and deepcopy leave it out
+    _made_anew = "memory", "_tapes", "_lock", "_recording", "turns", "_training"
+
+    def _make_locks(self) -> None:
+        self._lock, self._recording = threading.RLock(), threading.RLock()
+        #: Taken by who reads or changes all parameters: for a few steps, or for a prediction.
+        self.turns = Turns()
+        self._training = False
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Train in a ``with`` block; other threads wait until it ends.
+
+        Raises
+        ------
+        RuntimeError
+            Where this thread trains the model already.
+        """
+        with self._lock:
+            if self._training:
+                raise RuntimeError(
+                    "this model is being trained: its callbacks and batches may predict, evaluate and change it, "
+                    "but not train it; train a copy.deepcopy of it"
+                )
+            self._training = True
+            try:
+                yield
+            finally:
+                self._training = False
 
     def _assemble(self, layers: Sequence[Layer], optimizer: Optimizer | None) -> None:
         """Take layers and optimizer into this model, or raise before anything has changed."""
@@ -159,14 +196,16 @@ class Network:
             if part is not None and part not in (*inner, optimizer):
                 part.owner = None
         trained = [(layer, layer.trainable) for layer in inner]
-        if optimizer is not None and (optimizer is not self.optimizer or trained != self._trained):
-            optimizer.reset()  # its moments belong to other parameters
+        if optimizer is not None and optimizer is not self.optimizer:
+            optimizer.reset()
+        elif optimizer is not None and trained != self._trained:
+            optimizer.forget()  # its moments belong to other parameters
         self._layers, self._optimizer, self._trained = layers, optimizer, trained
         self._gather()
 
     def _gather(self) -> None:
         """Lay all parameters into one array, of which the layers' own become views, and take the other state over."""
-        self.memory = Memory(self.walk(), self.engine, self.dtype)
+        self.memory = Memory(self.walk(), self.engine, self.dtype, self.__dict__.get("memory"))
         for layer in self.walk():
             layer.owner, layer.engine = self, self.engine
             layer.forget()
@@ -188,7 +227,6 @@ class Network:
                 while len(self._tapes) >= TAPES:
                     del self._tapes[next(iter(self._tapes))]
                 tape = self._tapes[key] = recorder.tape()
-                tape.settings = [part.settings() for part in parts]
         return tape
 
     def _features_of(self, X: Any, name: str = "X") -> Array:

@@ -153,7 +153,7 @@ class Optimizer(Part):
             Theirs, and the moments'.
         """
         if any(name not in self.__dict__ or self.__dict__[name].shape != (size,) for name in self.moments):
-            self.reset()
+            self.forget()
         self.engine = engine
         for name in ("rate", *self.counters):
             self.__dict__[name] = engine.asarray(np.array(self.__dict__[name]))  # a copy: it may be another's memory
@@ -165,6 +165,12 @@ class Optimizer(Part):
 
     def reset(self) -> None:
         """Forget all steps taken, and what the schedule has seen."""
+        self.forget()
+        if isinstance(self.schedule, Schedule):
+            self.schedule.reset()
+
+    def forget(self) -> None:
+        """Forget all steps taken, but not what the schedule has seen."""
         zeros = self.engine.zeros if "engine" in self.__dict__ else np.zeros
         for name in ("rate", *self.counters):
             self.__dict__[name] = zeros((1,), np.float64)  # new memory: the old may be another's too
@@ -172,8 +178,6 @@ class Optimizer(Part):
             if name in self.__dict__:
                 self.__dict__[name] = zeros(self.__dict__[name].shape, self.__dict__[name].dtype)
         self.rate[...] = self.lr
-        if isinstance(self.schedule, Schedule):
-            self.schedule.reset()
 
     @property
     def state(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -102,9 +102,9 @@ class Part:
         return ()
 
     def settings(self) -> dict[str, Any]:
-        """All attributes but the arrays, and what calls leave behind."""
-        arrays, stored = self.arrays(), self.stored()
-        return {name: value for name, value in self.__dict__.items() if name not in arrays and name not in stored}
+        """All attributes but the arrays, the owner, and what calls leave behind."""
+        others = {*self.arrays(), *self.stored(), "_owner"}
+        return {name: value for name, value in self.__dict__.items() if name not in others}
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_owner"}

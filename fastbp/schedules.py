@@ -34,6 +34,10 @@ Rates: TypeAlias = Callable[[Times, float], Any]
 _positive = partial(as_number, above=0)
 
 
+def _steps(value: Any, name: str) -> float | None:
+    return None if value is None else _positive(value, name)
+
+
 def _name(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a name, got {value!r}")
@@ -50,6 +54,10 @@ def as_schedule(value: Any, name: str) -> Rates:
 
 class Schedule(Part):
     """A learning rate for each time.
+
+    Time counts the epochs in the model's `history`, and the share of the present one: in `Sequential.fit` the steps
+    done / steps an epoch; with batches of unknown number those of the epoch before, and 0 in the first.
+    `Sequential.train_on_batch` and `Sequential.step` are told the time by ``epoch=``.
 
     Any function of times and the optimizer's `lr` is a schedule too; it computes with NumPy arrays.
 
@@ -182,8 +190,6 @@ class LinearWarmup(Schedule):
 class OneCycleLR(Schedule):
     """Up to `max_lr` and down to almost nothing (Smith and Topin, 2018); the optimizer's `lr` plays no part.
 
-    torch's has its peak and its end at the last step before these times, and makes momentum fall and rise too.
-
     Parameters
     ----------
     max_lr : float
@@ -197,6 +203,11 @@ class OneCycleLR(Schedule):
         The first rate is ``max_lr / div_factor``.
     final_div_factor : float, default 1e4
         The last rate is ``max_lr / div_factor / final_div_factor``.
+    steps_per_epoch : float, optional
+        Where it is given, peak and end come a step earlier, ``1 / steps_per_epoch``: the rate of each step is then
+        that of torch's ``OneCycleLR(..., epochs=epochs, steps_per_epoch=steps_per_epoch, cycle_momentum=False)``, which
+        has `max_lr` at the last step that begins before ``pct_start * epochs`` and the last rate at the last step of
+        all. Without it, the rate of those steps is a step's change off.
 
     Examples
     --------
@@ -211,6 +222,7 @@ class OneCycleLR(Schedule):
     anneal_strategy = Setting(partial(as_choice, choices=("cos", "linear")))
     div_factor = Setting(_positive)
     final_div_factor = Setting(_positive)
+    steps_per_epoch = Setting(_steps, default=None)
 
     def __init__(
         self,
@@ -220,16 +232,25 @@ class OneCycleLR(Schedule):
         anneal_strategy: str = "cos",
         div_factor: float = 25.0,
         final_div_factor: float = 1e4,
+        steps_per_epoch: float | None = None,
     ) -> None:
         self.max_lr, self.epochs, self.pct_start = max_lr, epochs, pct_start
         self.anneal_strategy = anneal_strategy
         self.div_factor, self.final_div_factor = div_factor, final_div_factor
+        self.steps_per_epoch = steps_per_epoch
+
+    def agree(self, settings: Mapping[str, Any]) -> None:
+        if steps := settings.get("steps_per_epoch"):
+            rising = settings["pct_start"] * settings["epochs"] * steps
+            if rising <= 1:
+                raise ValueError(f"pct_start * epochs * steps_per_epoch must be above 1 step, got {rising:g}")
 
     def __call__(self, epochs: Times, lr: float) -> Times:
         curve = _cosine if self.anneal_strategy == "cos" else _line
-        first, peak = self.max_lr / self.div_factor, self.pct_start * self.epochs
+        step = 1 / self.steps_per_epoch if self.steps_per_epoch else 0
+        first, peak, end = self.max_lr / self.div_factor, self.pct_start * self.epochs - step, self.epochs - step
         rising = curve(first, self.max_lr, epochs / peak)
-        falling = np.minimum((epochs - peak) / (self.epochs - peak), 1)
+        falling = np.minimum((epochs - peak) / (end - peak), 1)
         return np.where(epochs < peak, rising, curve(self.max_lr, first / self.final_div_factor, falling))
 
 

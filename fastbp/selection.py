@@ -140,9 +140,13 @@ def _why_not(name: str) -> str:
     return f"{' and '.join(missing)} missing; {entry.remedy}" if missing else ""
 
 
-def _brought() -> dict[str, EntryPoint]:
-    """The engines of other packages; none of them can take the name of one of fastbp's own."""
-    return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in _KNOWN}
+def _brought() -> dict[str, set[str]]:
+    """The engines of other packages, and where they are; none can take the name of one of fastbp's own."""
+    found: dict[str, set[str]] = {}
+    for entry in entry_points(group=GROUP):
+        if entry.name not in _KNOWN:
+            found.setdefault(entry.name, set()).add(entry.value)  # a package may be found twice
+    return found
 
 
 def _unknown(name: object) -> ValueError:
@@ -160,17 +164,20 @@ def _load(name: str) -> Engine:
         except ImportError as error:
             raise EngineNotAvailable(f"engine {name!r} is not available: {error}") from error
         return loaded
-    entry = _brought().get(name)
-    if entry is None:
+    places = sorted(_brought().get(name, ()))
+    if not places:
         raise _unknown(name)
+    if len(places) > 1:
+        raise EngineNotAvailable(f"engine {name!r} is brought by more than one package: {' and '.join(places)}")
+    place = places[0]
     try:
-        loaded = entry.load()()
+        loaded = EntryPoint(name, place, GROUP).load()()
     except (Exception, SystemExit) as error:  # whatever another package may do wrong
-        raise EngineNotAvailable(f"engine {name!r}, {entry.value}, cannot be loaded: {error!r}") from error
+        raise EngineNotAvailable(f"engine {name!r}, {place}, cannot be loaded: {error!r}") from error
     its_name, device = (getattr(loaded, attribute, None) for attribute in ("name", "device"))
     if not isinstance(loaded, Engine) or its_name != name or not isinstance(device, str):
         raise EngineNotAvailable(
-            f"engine {name!r}, {entry.value}, must be an Engine of that name with a device, "
+            f"engine {name!r}, {place}, must be an Engine of that name with a device, "
             f"got {type(loaded).__name__} of name {its_name!r} and device {device!r}"
         )
     return loaded

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -23,7 +27,7 @@ __all__ = ["Run", "record_forward", "record_training", "record_update", "signatu
 
 SLICE_SECONDS = 0.05  # how long one replay may keep Ctrl-C waiting
 SNAPSHOT_SECONDS = 1.0
-SMALL = 1 << 16  # bytes of a setting that are compared one by one
+SMALL = 1 << 12  # bytes of an array among the settings, of which a digest is kept where it is larger
 
 P = TypeVar("P", bound=Part)
 
@@ -163,21 +167,65 @@ def signature(part: Part) -> tuple[Any, ...]:
 
     A recording keeps those arrays alive, so their identity is never used again while it may be looked up.
     """
-    settings = [(name, _compared(value.__class__)(value)) for name, value in part.settings().items()]
+    settings = [(name, content(value)) for name, value in part.settings().items()]
     return type(part), *settings, *[id(part.__dict__[name]) for name in part.arrays()]
 
 
 PLAIN = {bool, int, str, type(None)}
 
 
+def content(value: Any) -> Any:
+    """What equals the content of another setting where recordings would be the same.
+
+    Numbers, text, arrays and whatever holds them are the same where all of them are, bit for bit; anything else only
+    where it is the same object.
+    """
+    return value.__class__, _content_of(value.__class__)(value)
+
+
 @functools.cache
-def _compared(kind: type) -> Callable[[Any], Any]:
-    """What makes of a setting something that equals another setting's where recordings would be the same."""
-    if kind in PLAIN:
+def _content_of(kind: type) -> Callable[[Any], Any]:
+    if kind in PLAIN or issubclass(kind, bytes):
         return lambda value: value
+    if issubclass(kind, Part):
+        return signature
     if issubclass(kind, np.ndarray):
-        return lambda x: (x.dtype.str, x.shape, x.tobytes()) if x.nbytes <= SMALL else id(x)
-    return repr if issubclass(kind, float | tuple | list | dict | np.generic) else id
+        return _content_of_array
+    if issubclass(kind, np.generic):
+        return lambda value: (value.dtype.str, value.tobytes())
+    if issubclass(kind, float | complex):
+        return repr  # which tells -0.0 from 0.0 and finds nan in nan
+    if issubclass(kind, Mapping):
+        return lambda value: tuple((content(key), content(item)) for key, item in value.items())
+    if issubclass(kind, tuple | list | deque | bytearray):
+        return lambda value: tuple(map(content, value))
+    if issubclass(kind, set | frozenset):
+        return lambda value: frozenset(map(content, value))
+    if dataclasses.is_dataclass(kind) or issubclass(kind, SimpleNamespace):
+        return lambda value: content(vars(value)) if hasattr(value, "__dict__") else _Same(value)
+    return _Same
+
+
+def _content_of_array(x: Array) -> Any:
+    if x.dtype.hasobject:
+        return x.shape, content(x.tolist())
+    small = x.nbytes <= SMALL
+    return x.dtype.str, x.shape, x.tobytes() if small else hashlib.sha256(x.tobytes()).digest()
+
+
+class _Same:
+    """Equals what holds the same object, which it keeps alive."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 class Run:
@@ -188,9 +236,6 @@ class Run:
 
     def __init__(self, model: Network, *, watched: bool = True) -> None:
         self._model, self._watched = model, watched
-        self._memory = model.weights_and_state()
-        if model.optimizer is not None:
-            self._memory += [model.optimizer.__dict__[name] for name in model.optimizer.state]
         self._seconds_a_step: dict[Tape, float] = {}
         self._steps = 0
         if watched:
@@ -201,7 +246,8 @@ class Run:
             seconds = self._seconds_a_step.get(tape)
             size = min(steps, max(1, int(SLICE_SECONDS / seconds)) if seconds else 1)
             start = time.perf_counter()
-            tape.run(size)
+            with self._model.turns.taken():
+                tape.run(size)
             self._seconds_a_step[tape] = (time.perf_counter() - start) / size
             steps -= size
             self._check(size)
@@ -216,11 +262,11 @@ class Run:
         loss = float(self._model.memory.total[0])
         snapshot_is_due = time.perf_counter() - self._snapshot_time > SNAPSHOT_SECONDS
         if not np.isfinite(loss) or ((thoroughly or snapshot_is_due) and not self._weights_are_finite()):
-            for array, kept in zip(self._memory, self._snapshot, strict=True):
+            for array, kept in zip(self._arrays(), self._snapshot, strict=True):
                 array[...] = kept
             what = "weights became infinite" if np.isfinite(loss) else f"loss became {loss}"
             raise FloatingPointError(
-                f"the {what} in epoch {len(self._model.history.get('loss', [])) + bool(steps)}, between the steps "
+                f"the {what} in epoch {len(self._model.history.get('loss', [])) + 1}, between the steps "
                 f"{self._steps + bool(steps)} and {self._steps + steps} of this call; the weights are back at step "
                 f"{self._snapshot_step}. Try a smaller lr, inputs scaled to about 1, or dtype=np.float64"
             )
@@ -231,6 +277,13 @@ class Run:
     def _weights_are_finite(self) -> bool:
         return bool(np.isfinite(self._model.engine.asnumpy(self._model.memory.parameters)).all())
 
+    def _arrays(self) -> list[Array]:
+        """What goes back. It lies where it did when this was made, or another `Run` has taken over."""
+        model, optimizer = self._model, self._model.optimizer
+        state = [layer.__dict__[name] for layer in model.walk() for name in layer.state]
+        moments = [] if optimizer is None else [optimizer.__dict__[name] for name in optimizer.state]
+        return [model.memory.parameters, *state, *moments]
+
     def _take_snapshot(self) -> None:
-        self._snapshot = [array.copy() for array in self._memory]
+        self._snapshot = [array.copy() for array in self._arrays()]
         self._snapshot_step, self._snapshot_time = self._steps, time.perf_counter()

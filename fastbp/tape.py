@@ -163,8 +163,6 @@ class Tape:
         self.calls = calls
         self.memory = memory
         self.lock = threading.Lock()
-        #: What the recording was made for, kept alive, because some of it is known by its id.
-        self.settings: list[dict[str, Any]] = []
         self._program = engine.program(calls)
 
     @contextlib.contextmanager

@@ -1,17 +1,19 @@
-"""Holding BLAS to some threads. The setting belongs to the whole process, so those who ask for it at once share one."""
+"""Threads: holding BLAS to some of them, and taking turns with one model."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 from .kernels.engine import Engine
 
-__all__ = ["limited_threads"]
+__all__ = ["Turns", "limited_threads"]
 
+# BLAS's setting belongs to the whole process, so those who ask for it at once share one
 _lock = threading.Lock()
 _asked: list[int] = []
 _before: list[tuple[Any, int]] = []  # each BLAS library, and its threads before anyone asked
@@ -57,3 +59,25 @@ def _libraries(engine: Engine) -> list[Any]:
         raise ImportError("threads= needs threadpoolctl: pip install threadpoolctl") from None
     engine.load_libraries()
     return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
+
+
+class Turns:
+    """A lock that a thread which takes it again and again leaves to others in between."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._asking: set[object] = set()
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """No other thread is in such a ``with`` block meanwhile."""
+        asking = object()
+        try:
+            self._asking.add(asking)
+            with self._lock:
+                self._asking.discard(asking)
+                yield
+        finally:
+            self._asking.discard(asking)
+        if self._asking:
+            time.sleep(1e-4)  # a lock alone goes most often to the thread that has just released it

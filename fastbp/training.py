@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
@@ -44,66 +44,86 @@ class Trainer:
     Parameters
     ----------
     model : Network
-    loss : Loss
-        The model's, or its twin with other class weights.
+    loss : function
+        Returns the loss, which may be another one in each epoch.
     accumulate : int, default 1
         How many batches' gradients make one update. A model without an optimizer keeps them in its memory.
     watched : bool, default True
         Raise FloatingPointError where loss or weights are no longer finite, and go back to the last that were.
     """
 
-    def __init__(self, model: Network, loss: Loss, accumulate: int = 1, *, watched: bool = True) -> None:
-        self._model, self._loss, self._optimizer = model, loss, model.optimizer
+    def __init__(self, model: Network, loss: Callable[[], Loss], accumulate: int = 1, *, watched: bool = True) -> None:
+        self._model, self._loss_now = model, loss
         self._accumulate, self._watched = accumulate, watched
         self._bound = contextlib.ExitStack()
         self._memory: Memory | None = None  # that `_run` looks after
+        self._updates: int | None = None  # of the last epoch through batches
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bound.close()
-        if self._memory is not None and kind is None:
-            self._run.finish()
 
     def bind(self, data: Data, batch_size: int) -> None:
         """Make ready for epochs over `data`: recordings for the model as it is now."""
         self._replays = self._prepare(data, self._plan(len(data.X), batch_size))
 
-    def epoch(self, order: Array | None = None) -> float:
+    def epoch(self, order: Array | None = None, start: float | None = None) -> float:
         """Train for an epoch over what `bind` was given; returns its loss.
 
         Parameters
         ----------
         order : array of int64, shape (rows,), optional
             The rows in the order to take; by default the last one, at first as they come.
+        start : float, optional
+            When the epoch begins, for a schedule; by default after those in the model's history.
         """
         self._model.memory.start_epoch()
         if order is not None:
             self._slots["order"][...] = self._model.engine.asarray(order)
-        self._replay()
-        return self._loss.value(self._model.memory.total)
+        self._replay(self._epochs if start is None else start)
+        return self._end()
 
-    def epoch_through(self, batches: Iterable[Data], updates: int | None = None) -> float:
+    def epoch_through(self, batches: Iterable[Data], count: int | None = None) -> float:
         """Train for an epoch over batches as they come; returns its loss.
 
-        With `updates`, how many there will be, a schedule moves in each, and not only from epoch to epoch.
+        Parameters
+        ----------
+        batches : iterable of Data
+        count : int, optional
+            How many there are, which a schedule wants to know; by default as many as the last time.
         """
         self._model.memory.start_epoch()
-        waiting, done = 0, 0.0
-        for place, data in enumerate(batches):
+        expected = self._updates if count is None else -(-count // self._accumulate)
+        updates = waiting = 0
+
+        def start() -> float:
+            return self._epochs + (min(updates / expected, 1) if expected else 0)
+
+        for data in batches:
             waiting += 1
-            done = place // self._accumulate / updates if updates else 0.0
             self._model.memory.cursor[...] = 0
             plan = [("step" if self._accumulate == 1 else "gradients", len(data.X), 1)]
             if waiting == self._accumulate > 1:
                 plan.append(("update", 0, 1))
             waiting %= self._accumulate
             self._replays = self._prepare(data, plan)
-            self._replay(done)
+            self._replay(start())
+            updates += not waiting
         if waiting and self._accumulate > 1:
             self._replays = self._prepare(data, [("update", 0, 1)])
-            self._replay(done)
+            self._replay(start())
+            updates += 1
+        self._updates = updates
+        return self._end()
+
+    @property
+    def _epochs(self) -> int:
+        return len(self._model.history.get("loss", ()))
+
+    def _end(self) -> float:
+        self._run.finish()
         return self._loss.value(self._model.memory.total)
 
     def _plan(self, rows: int, batch_size: int) -> list[tuple[str, int, int]]:
@@ -118,11 +138,12 @@ class Trainer:
 
     def _prepare(self, data: Data, plan: Sequence[tuple[str, int, int]]) -> list[tuple[Tape, int]]:
         self._bound.close()
-        model, engine = self._model, self._model.engine
+        model, engine, optimizer = self._model, self._model.engine, self._model.optimizer
+        self._loss = self._loss_now()
         slots = {"X": engine.table(data.X), "y": engine.table(data.y), "order": engine.table(np.arange(len(data.X)))}
         if data.weights is not None:
             slots["weights"] = engine.table(data.weights)
-        if self._optimizer is not None and self._optimizer.schedule is not None:
+        if optimizer is not None and optimizer.schedule is not None:
             slots["rates"] = engine.zeros((sum(n for kind, _, n in plan if kind != "gradients") or 1,), np.float64)
         self._slots = slots
         tapes: dict[tuple[str, int], Tape] = {}
@@ -150,13 +171,14 @@ class Trainer:
             )
         )
         shapes = [(name, x.shape[1:], x.dtype) for name, x in slots.items()]
-        parts = [part for part in (*self._model.walk(), self._loss, self._optimizer) if part is not None]
+        parts = [part for part in (*self._model.walk(), self._loss, self._model.optimizer) if part is not None]
         return self._model.tape(kind, batch, *shapes, record=record, parts=parts)
 
-    def _replay(self, done: float = 0.0) -> None:
-        if "rates" in self._slots and self._optimizer is not None:
-            rates, epochs = self._slots["rates"], done + len(self._model.history.get("loss", ()))
-            rates[...] = self._model.engine.asarray(self._optimizer.rates(epochs + np.arange(len(rates)) / len(rates)))
+    def _replay(self, start: float) -> None:
+        optimizer = self._model.optimizer
+        if "rates" in self._slots and optimizer is not None:
+            rates = self._slots["rates"]
+            rates[...] = self._model.engine.asarray(optimizer.rates(start + np.arange(len(rates)) / len(rates)))
             self._model.memory.step[...] = 0
         for tape, times in self._replays:
             self._run(tape, times)

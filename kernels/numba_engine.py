@@ -142,16 +142,16 @@ def with_disk_cache(decorator: Callable[..., Any], function: Callable[..., Any])
     try:
         return decorator(cache=True)(function)
     except Exception as error:
-        say_uncached(type(error))
+        say_uncached(type(error).__name__)
         return decorator(cache=False)(function)
 
 
 @functools.cache
-def say_uncached(error: type[Exception]) -> None:
+def say_uncached(error: str) -> None:
     log.warning(
         "fastbp: no folder can keep the compiled kernels (%s); set NUMBA_CACHE_DIR to one that can be written to, or "
         "remove a damaged one",
-        error.__name__,
+        error,
     )
 
 

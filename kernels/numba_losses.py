@@ -95,6 +95,7 @@ def soft_cross_entropy(
     real, classes = p.dtype.type, p.shape[1]
     keep, even = real(1 - smoothing[0]), real(smoothing[0] / classes)
     low, high, tiny = real(1e-7), real(1 - 1e-7), np.finfo(p.dtype).tiny
+    steepest = real(1) / tiny
     scale = weigh_targets(t, weights, class_weight, mean, total)
     for i in range(len(p)):
         weight, sums = weights[i] * scale, real(0)
@@ -105,7 +106,9 @@ def soft_cross_entropy(
             dp[i, c] = 0
             if weights[i] != 0 and q != 0:
                 sums -= q * np.log(clipped)
-                dp[i, c] = -weight * q / (tiny if abs(p[i, c]) < tiny else abs(p[i, c]))
+                slope = weight * q / (tiny if abs(p[i, c]) < tiny else abs(p[i, c]))
+                # weights may take it beyond what the float type holds
+                dp[i, c] = -steepest if abs(p[i, c]) < low and slope > steepest else -slope
         cost[i] = weights[i] * sums if weights[i] != 0 else real(0)
         total[0] += cost[i]
 

@@ -103,6 +103,11 @@ def soft_cross_entropy(
         np.divide(q, d, out=d)
         np.negative(d, out=d)
         finish(cost[rows], d, np.where(q.any(axis=1), weights[rows], 0), scale, total)
+        # weights may take the slope at a probability of 0 beyond what the float type holds
+        sizes, small = scratch[q.size : 2 * q.size].reshape(q.shape), scratch[2 * q.size :].view(bool)[: q.size]
+        small = np.less(np.abs(p[rows], out=sizes), 1e-7, out=small.reshape(q.shape))
+        steepest = 1 / np.finfo(p.dtype).tiny
+        np.clip(d, -steepest, steepest, out=d, where=small)
 
 
 def one_hot(t: Array, p: Array, rows: Array) -> None:

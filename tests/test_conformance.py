@@ -134,3 +134,8 @@ def test_a_fault_in_an_op_is_found(op, spoil):
         pytest.skip("an op that writes single numbers")
     result = keep(Faulty(op, spoil), op, FAULTS[spoil])
     assert result.outcome == "failed" and result.message and (math.isnan(result.error) or result.error >= 0)
+
+
+def test_no_ops_are_no_check():
+    with pytest.raises(ValueError, match="ops must name at least one op"):
+        fastbp.check("numpy", [])

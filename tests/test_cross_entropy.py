@@ -281,6 +281,9 @@ def test_bad_labels(engine, loss_of, y, match):
     [
         ({"class_weight": [1, -1]}, "class_weight must be at least 0 and finite, got -1"),
         ({"class_weight": [[1, 1]]}, "class_weight must be an array of one number for each class, or a dict"),
+        ({"class_weight": {1.7: 2.0}}, r"class_weight must have whole numbers, the labels, for keys, got 1\.7"),
+        ({"class_weight": {"1": 2.0}}, "class_weight must have whole numbers, the labels, for keys, got '1'"),
+        ({"class_weight": {np.inf: 2.0}}, "class_weight must have whole numbers, the labels, for keys, got inf"),
         ({"class_weight": {0: np.nan}}, r"class_weight\[0\] must be at least 0 and finite, got nan"),
         ({"class_weight": "balanced"}, "class_weight must be an array .* got 'balanced'; 'balanced' is for fit"),
         ({"label_smoothing": 1.5}, r"label_smoothing must be from 0 to 1, got 1\.5"),
@@ -306,3 +309,16 @@ def test_bad_settings(loss_of, options, match):
 def test_class_weights_that_do_not_fit(loss_of, class_weight, match):
     with pytest.raises(ValueError, match=match):
         loss_of(class_weight).forward(np.full((3, 2), 0.5), [0, 1, 1])
+
+
+@pytest.mark.parametrize("key", [1, 1.0, np.int8(1), np.float32(1), True])
+def test_keys_of_class_weights_may_be_any_whole_numbers(key):
+    assert fastbp.SoftmaxCrossEntropy(class_weight={key: 2.0}).class_weight == {1: 2.0}
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-40, 3e-38])
+def test_weights_leave_the_gradient_at_a_probability_of_0_finite(engine, p):
+    loss = fastbp.CategoricalCrossEntropy(class_weight=[1e5, 1], reduction="sum", engine=engine)
+    loss.forward(np.array([[p, 1], [0.5, 0.5]], np.float32), [0, 0], sample_weight=[100, 1])
+    gradient = engine.asnumpy(loss.backward())
+    assert gradient[0, 0] == -1 / np.finfo(np.float32).tiny and gradient[1, 0] == -2e5

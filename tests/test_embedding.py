@@ -167,6 +167,13 @@ def test_what_is_no_code_is_refused_before_anything_changes(engine, code, said):
     assert state_of(model) == before
 
 
+def test_codes_are_checked_within_a_leading_block(engine):
+    block = fastbp.Residual(fastbp.Residual(fastbp.Embedding(2, 1, num_embeddings=3, embedding_dim=1)))
+    model = fastbp.Sequential([block, fastbp.Dense(2, 2)], loss=fastbp.SoftmaxCrossEntropy(), engine=engine, seed=0)
+    with pytest.raises(ValueError, match=r"X must hold codes, .* from 0 to 2, in column 1; got 7\.0 in row 1"):
+        model.predict([[0.5, 1], [0.5, 7]])
+
+
 def test_rows_far_down_are_checked(monkeypatch):
     monkeypatch.setattr("fastbp.embedding.ROWS_AT_A_TIME", 8)
     bad = X.copy()

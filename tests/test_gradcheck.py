@@ -190,6 +190,35 @@ def test_faults_in_a_loss_are_found(rng):
         fastbp.gradcheck(NoMean(), numbers(rng), numbers(rng))
 
 
+class StoredWrong(fastbp.Identity):
+    def backward(self, dvalues):
+        self.dinputs = self.engine.scale(dvalues, self.engine.scalar(2))
+        return dvalues
+
+
+def test_a_stored_gradient_is_looked_at(rng):
+    with pytest.raises(fastbp.GradientError, match=r"StoredWrong\(\): dinputs as stored is .* by differences it is"):
+        fastbp.gradcheck(StoredWrong(), numbers(rng))
+
+
+class Ridge(fastbp.MeanSquaredError):
+    """With half the sum of squared weights, or `share` of that."""
+
+    def __init__(self, share=1.0, **options):
+        super().__init__(**options)
+        self.share = share
+
+    def penalize(self, rows, parameters, gradients, total):
+        self.engine.penalize(parameters, gradients, self.engine.scalar(1), self.engine.scalar(0))
+        total[0] += self.share * (parameters**2).sum() / 2 * total[1]
+
+
+def test_what_a_loss_adds_for_weights_is_looked_at(engine, rng):
+    assert fastbp.gradcheck(Ridge(engine=engine), numbers(rng), numbers(rng))
+    with pytest.raises(fastbp.GradientError, match=r"Ridge\(\): penalize's gradient is .* by differences it is"):
+        fastbp.gradcheck(Ridge(0.5, engine=engine), numbers(rng), numbers(rng))
+
+
 def test_the_layer_stays_as_it_is(engine, rng):
     model = small_model(engine, dropout=0.3)
     dropout, norm = model.layers[2], fastbp.BatchNorm(4, engine=engine)

@@ -161,6 +161,18 @@ def test_weights_of_another_shape_are_refused(engine, value):
         layer.biases = [0, 0]
 
 
+def test_weights_must_be_finite(engine):
+    layer = fastbp.Dense(2, 2, engine=engine)
+    model = fastbp.Sequential([layer], engine=engine, seed=0)
+    before = layer.weights.copy()
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match=rf"weights must hold finite .*numbers, got {bad} at \(0, 1\)"):
+            layer.weights = [[1, bad], [0, 1]]
+        with pytest.raises(ValueError, match="biases must hold finite"):
+            fastbp.Dense(2, 2).biases = [[1, bad]]
+    np.testing.assert_array_equal(model.layers[0].weights, before)
+
+
 def test_weights_in_a_model_are_copied_into_it(engine):
     layer = fastbp.Dense(3, 2)
     model = fastbp.Sequential([layer], engine=engine, dtype=np.float32)

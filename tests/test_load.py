@@ -21,7 +21,7 @@ SIZES = {"small": (8, 60), "for BLAS": (512, 300)}
 
 
 def model_of(engine, seed=0, size="small", **options):
-    width, rows = SIZES[size]
+    width, _ = SIZES[size]
     layers = [fastbp.Dense(4, width), fastbp.ReLU(), fastbp.Dropout(0.1), fastbp.Dense(width, width), fastbp.Tanh()]
     return fastbp.Sequential(
         [*layers, fastbp.Dense(width, 3)],

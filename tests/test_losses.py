@@ -202,7 +202,7 @@ def test_bad_numbers(engine):
 
 
 @each_loss
-@pytest.mark.parametrize("shape", [(3,), (1, 3, 2)])
+@pytest.mark.parametrize("shape", [(3,), (1, 3, 2), (0, 3), (3, 0)])
 def test_bad_outputs(engine, name, shape):
     with pytest.raises(ValueError, match=r"outputs must have shape \(batch, .*got \("):
         LOSSES[name](engine=engine).forward(np.ones(shape), np.zeros(3, int))

@@ -9,6 +9,8 @@ import pytest
 
 import fastbp
 
+from .checks import assert_same_parameters, parameters_of, small_data, small_model
+
 LR = 0.4
 EPOCHS = 13
 
@@ -56,6 +58,78 @@ def test_rates_are_torchs_at_every_step(name, steps_an_epoch):
     optimizer = fastbp.SGD(LR, schedule=ours)
     expected = torchs_rates(torch, lambda t, o: theirs(t, o, steps_an_epoch), EPOCHS * steps_an_epoch)
     np.testing.assert_allclose(optimizer.rates(times(steps_an_epoch)), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("strategy", ["cos", "linear"])
+@pytest.mark.parametrize(("epochs", "steps", "pct_start"), [(12, 5, 0.25), (10, 7, 0.3), (3, 1, 0.5), (1, 20, 0.07)])
+def test_one_cycle_of_known_steps_is_torchs(strategy, epochs, steps, pct_start):
+    torch = pytest.importorskip("torch")
+    options = {"pct_start": pct_start, "anneal_strategy": strategy, "steps_per_epoch": steps, "epochs": epochs}
+    optimizer = fastbp.SGD(LR, schedule=fastbp.OneCycleLR(2.0, **options))
+    expected = torchs_rates(torch, lambda t, o: t.OneCycleLR(o, 2.0, **options, cycle_momentum=False), epochs * steps)
+    np.testing.assert_allclose(optimizer.rates(np.arange(epochs * steps) / steps), expected, rtol=1e-9)
+
+
+class Batches:
+    """Batches that note the rate of each step; with a length, or without."""
+
+    def __init__(self, model, count):
+        self.model, self.count, self.rates = model, count, []
+
+    def __iter__(self):
+        X, y = small_data(48)
+        for start in range(0, 48, 16):
+            yield X[start : start + 16], y[start : start + 16]
+            self.rates.append(float(self.model.optimizer.rate[0]))
+
+    def __len__(self):
+        return self.count
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("known", [True, False])
+def test_rates_move_with_each_batch(engine, known, accumulate):
+    model = small_model(engine, optimizer=fastbp.SGD(0.1, schedule=lambda epochs, lr: lr * (1 + epochs)))
+    batches = Batches(model, 3)
+    model.fit(batches if known else (lambda: iter(batches)), epochs=2, accumulate=accumulate)
+    times = {1: [0, 1 / 3, 2 / 3], 2: [None, 0, 0]}[accumulate]  # the rate of a step is seen when it has been made
+    first = times if known else [time and 0 for time in times]
+    for place, time in enumerate([*first, *(time if time is None else 1 + time for time in times)]):
+        if time is not None:
+            np.testing.assert_allclose(batches.rates[place], 0.1 * (1 + time), rtol=1e-12)
+    if accumulate == 2:  # and that of the last, left over batch
+        np.testing.assert_allclose(model.optimizer.rate[0], 0.1 * (1 + 1.5), rtol=1e-12)
+
+
+def test_more_batches_than_before_end_at_the_next_epoch():
+    model = small_model(optimizer=fastbp.SGD(0.1, schedule=lambda epochs, lr: lr * (1 + epochs)))
+    batches = Batches(model, 2)
+    model.fit(batches, epochs=1)
+    np.testing.assert_allclose(batches.rates, [0.1, 0.15, 0.2])
+
+
+def test_single_steps_are_told_the_time(engine):
+    X, y = small_data(48)
+    schedule = fastbp.LinearWarmup(1, start_factor=0.0)
+    model, expected = (small_model(engine, optimizer=fastbp.SGD(0.1, schedule=schedule)) for _ in range(2))
+    for step in range(3):
+        rows = slice(16 * step, 16 * step + 16)
+        model.train_on_batch(X[rows], y[rows], epoch=step / 3)
+    expected.fit(X, y, epochs=1, batch_size=16, shuffle=False)
+    assert_same_parameters(model, expected, rtol=0)
+
+    by_hand = small_model(engine, optimizer=fastbp.SGD(0.1, schedule=schedule))
+    by_hand.loss.forward(by_hand.forward(X), y)
+    by_hand.backward(by_hand.loss.backward())
+    by_hand.step(epoch=0.5)
+    assert by_hand.optimizer.rate[0] == 0.05
+    before = parameters_of(model)
+    for call in (lambda: model.train_on_batch(X, y), by_hand.step):
+        with pytest.raises(ValueError, match=r"epoch must say when this step is, .* for the schedule LinearWarmup"):
+            call()
+    with pytest.raises(TypeError, match="epoch must be a number, got 'now'"):
+        model.train_on_batch(X, y, epoch="now")
+    assert_same_parameters(model, before, rtol=0)
 
 
 @pytest.mark.parametrize("strategy", ["cos", "linear"])

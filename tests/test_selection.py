@@ -237,6 +237,21 @@ def test_a_broken_engine_says_so_and_breaks_nothing_else(installed, value, match
         fastbp.engine("abax")
 
 
+def test_two_packages_with_an_engine_of_one_name(installed, tmp_path):
+    installed(BROUGHT, abacus="brought:Abacus")
+    again = tmp_path / "again-1.0.dist-info"
+    again.mkdir()
+    (again / "METADATA").write_text("Metadata-Version: 2.1\nName: again\nVersion: 1.0\n")
+    (again / "entry_points.txt").write_text("[fastbp.engines]\nabacus = brought:Abacus")
+    assert fastbp.engine("abacus").device == "wood"  # the same one, found twice
+    fastbp.selection._load.cache_clear()
+    (again / "entry_points.txt").write_text("[fastbp.engines]\nabacus = brought:Nameless")
+    match = "engine 'abacus' is brought by more than one package: brought:Abacus and brought:Nameless"
+    with pytest.raises(fastbp.EngineNotAvailable, match=match):
+        fastbp.engine("abacus")
+    assert fastbp.engines()[-1] == ("abacus", False, "", match)
+
+
 def test_an_engine_without_kernels_is_told_what_it_lacks(installed):
     installed(BROUGHT, abacus="brought:Bare")
     (failure,) = fastbp.check("abacus", ["relu_forward"]).failures
