@@ -502,7 +502,7 @@ class Sequential(Network):
         loss.gradient(self.engine.asarray(outputs), data.y, data.weights, total)
         scores = {"loss": loss.value(total)}
         # of rows that do not count nothing is looked at: those that are ignored have no label
-        weights = np.ones(len(data.X)) if data.weights is None else data.weights
+        weights = np.ones(data.X.shape[0]) if data.weights is None else data.weights
         rows = weights > 0
         if not rows.any():
             return scores | dict.fromkeys([*(["accuracy"] if loss.classifies else []), *metrics], math.nan)

@@ -107,8 +107,8 @@ class Reference:
                 logs = torch.log_softmax(outputs, 1)
             else:
                 logs = torch.log(outputs.clamp(1e-7, 1 - 1e-7))
-                self.corner(outputs - 1e-7)
-                self.corner(1 - 1e-7 - outputs)
+                self.corner((outputs - 1e-7).clamp(min=0))  # beyond, the slope is not that of the clipped loss
+                self.corner((1 - 1e-7 - outputs).clamp(min=0))
             total = (weights[:, None] * smooth * classes * -logs).sum()
             count = (weights[:, None] * targets * classes).sum()
         else:
