@@ -19,7 +19,7 @@ from .torch_reference import Reference  # noqa: E402  it needs torch
 
 EXAMPLES = int(os.environ.get("FASTBP_FUZZ", "0"))
 fuzz = settings(
-    max_examples=EXAMPLES or 60,
+    max_examples=EXAMPLES or 50,
     deadline=None,
     derandomize=not EXAMPLES,
     database=None,

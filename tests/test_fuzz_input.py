@@ -21,7 +21,7 @@ from .conftest import ENGINES
 
 EXAMPLES = int(os.environ.get("FASTBP_FUZZ", "0"))
 fuzz = settings(
-    max_examples=EXAMPLES or 150,
+    max_examples=EXAMPLES or 50,
     deadline=None,
     derandomize=not EXAMPLES,
     database=None,
