@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -185,10 +185,9 @@ def as_metrics(metrics: Any) -> dict[str, Callable[..., float]]:
     """Check functions of targets and predictions; returns them by name."""
     if isinstance(metrics, Mapping):
         items = list(metrics.items())
-    elif isinstance(metrics, Iterable) and not isinstance(metrics, str):
-        items = [(getattr(metric, "__name__", repr(metric)), metric) for metric in metrics]
     else:
-        raise TypeError(f"metrics must be a sequence or dict of functions, got {metrics!r}")
+        functions = as_tuple(metrics, "metrics", "functions")
+        items = [(getattr(metric, "__name__", repr(metric)), metric) for metric in functions]
     named = dict(items)
     if len(named) < len(items):
         twice = next(name for name in named if sum(name == other for other, _ in items) > 1)

@@ -50,10 +50,10 @@ class Parameter:
 
     def __set__(self, layer: Layer, value: Any) -> None:
         array = real_array(value, self.name)
-        check_finite(array, self.name)
         shape = layer.shapes()[self.name]
         if array.shape != shape:
             raise ValueError(f"{layer!r}: {self.name} must have shape {shape}, got {array.shape}")
+        check_finite(array, self.name, np.float64 if layer.owner is None else layer.__dict__[self.name].dtype)
         if layer.owner is not None:
             layer.__dict__[self.name][...] = layer.engine.asarray(array)
         else:

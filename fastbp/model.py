@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
 
-from .boundary import as_array, as_count, as_metrics, as_number, check_metrics
+from .boundary import as_array, as_count, as_flag, as_metrics, as_number, check_metrics
 from .callbacks import Callback, EpochFunction, tell, told
 from .interop import dense, is_sparse, like
 from .kernels.ops import Array
@@ -184,6 +184,8 @@ class Sequential(Network):
         threads = self.threads if threads is None else as_count(threads, "threads")
         functions = as_metrics(metrics)
         every = as_count(every, "every")
+        shuffle, resume = as_flag(shuffle, "shuffle"), as_flag(resume, "resume")
+        verbose = None if verbose is None else as_flag(verbose, "verbose")
         if resume and checkpoint is None:
             raise ValueError("resume=True needs checkpoint, the file to go on from")
         if functions and validation_data is None:
