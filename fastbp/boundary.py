@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .kernels.engine import DTypeError, native, real_array
+from .interop import is_sparse
+from .kernels.engine import DTypeError, Engine, native, real_array
 from .kernels.ops import Array
 
 __all__ = [
+    "as_array",
     "as_choice",
     "as_count",
     "as_features",
@@ -22,6 +25,8 @@ __all__ = [
     "as_metrics",
     "as_number",
     "as_samples",
+    "as_seed",
+    "as_tuple",
     "as_values",
     "as_weights",
     "check_finite",
@@ -31,14 +36,29 @@ __all__ = [
 _ELEMENTS_AT_A_TIME = 1 << 20
 
 
+def as_array(x: Any, name: str, engine: Engine, dtype: Any = None) -> Array:
+    """`x` as an engine's array, or an error that names it."""
+    try:
+        return engine.asarray(x, dtype)
+    except DTypeError:
+        real_array(x, name)  # the same again, with its name
+        raise
+
+
 def as_features(x: Any, features: int | None, name: str = "X", dtype: Any = np.float64) -> Array:
-    """Check a table of numbers that `dtype` can hold, shape (rows, `features`); its own dtype stays."""
-    array = real_array(x, name)
+    """Check a table of numbers that `dtype` can hold, shape (rows, `features`); its own dtype stays.
+
+    A sparse one stays sparse, in rows.
+    """
+    array: Any = x.tocsr() if is_sparse(x) else real_array(x, name)
+    if is_sparse(array):
+        real_array(array.data, name)  # of what they are is all that is looked at
     if array.ndim != 2 or 0 in array.shape or features not in (None, array.shape[1]):
         hint = "; a single row is X.reshape(1, -1)" if array.ndim == 1 else ""
         raise ValueError(f"{name} must have shape (rows, {features or 'features'}), got {array.shape}{hint}")
-    check_finite(array, name, dtype)
-    return native(array)
+    sparse = is_sparse(array)
+    check_finite(array.data if sparse else array, f"{name}.data" if sparse else name, dtype)
+    return array if sparse else native(array)
 
 
 def as_values(y: Any, rows: int, width: int, name: str = "y", dtype: Any = np.float64) -> Array:
@@ -115,6 +135,19 @@ def as_count(value: Any, name: str, least: int = 1) -> int:
     return int(value)
 
 
+def as_seed(value: Any, name: str = "seed") -> int | None:
+    """Check a seed; None, for a random one, stays."""
+    return None if value is None else as_count(value, name, least=0)
+
+
+def as_tuple(value: Any, name: str, of: str) -> tuple[Any, ...]:
+    """Check a sequence, or whatever can be gone through."""
+    try:
+        return tuple(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of {of}, got {value!r}") from None
+
+
 def as_number(value: Any, name: str, *, least: float = 0.0, above: float = -math.inf, below: float = math.inf) -> float:
     """Check a finite number of at least `least`, more than `above` and less than `below`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
@@ -152,10 +185,9 @@ def as_metrics(metrics: Any) -> dict[str, Callable[..., float]]:
     """Check functions of targets and predictions; returns them by name."""
     if isinstance(metrics, Mapping):
         items = list(metrics.items())
-    elif isinstance(metrics, Iterable) and not isinstance(metrics, str):
-        items = [(getattr(metric, "__name__", repr(metric)), metric) for metric in metrics]
     else:
-        raise TypeError(f"metrics must be a sequence or dict of functions, got {metrics!r}")
+        functions = as_tuple(metrics, "metrics", "functions")
+        items = [(getattr(metric, "__name__", repr(metric)), metric) for metric in functions]
     named = dict(items)
     if len(named) < len(items):
         twice = next(name for name in named if sum(name == other for other, _ in items) > 1)
@@ -186,9 +218,12 @@ def check_metrics(metrics: Mapping[str, Callable[..., float]], *, weighted: bool
 def as_float_type(dtype: Any) -> np.dtype[Any]:
     """Check a dtype to compute in: float32 or float64, as a type, a dtype or a name."""
     name = getattr(dtype, "name", getattr(dtype, "__name__", dtype))
-    if name not in ("float32", "float64", "float"):
+    known = None
+    if isinstance(name, str):
+        with contextlib.suppress(TypeError, ValueError):
+            known = np.dtype(name)
+    if known not in (np.float32, np.float64):
         raise ValueError(f"dtype must be float32 or float64, got {name}")
-    known: np.dtype[Any] = np.dtype(name)
     return known
 
 

@@ -44,7 +44,7 @@ def network_of(model: Any) -> Sequential:
 # PyTorch
 
 
-def to_torch(model: Sequential | Perceptron) -> Any:
+def to_torch(model: Sequential | Perceptron, *, share: bool = False) -> Any:
     """A `torch.nn.Sequential` with a copy of the weights.
 
     Like the model's last layer, it gives logits, not probabilities.
@@ -52,6 +52,9 @@ def to_torch(model: Sequential | Perceptron) -> Any:
     Parameters
     ----------
     model : Sequential or estimator
+    share : bool, default False
+        No copy: the module's weights are the model's memory, so that what trains one trains both. That ends where the
+        model lays its memory anew: when its layers or its optimizer are assigned, or a layer is frozen.
 
     Returns
     -------
@@ -61,7 +64,8 @@ def to_torch(model: Sequential | Perceptron) -> Any:
     Raises
     ------
     ValueError
-        For a layer that has no counterpart there.
+        For a layer that has no counterpart there, or statistics in another dtype than the weights, which torch does not
+        take, so that they cannot be shared.
     """
     torch = need("torch", "torch")
     made = []
@@ -71,9 +75,14 @@ def to_torch(model: Sequential | Perceptron) -> Any:
         module = TORCH[type(layer)](torch.nn, layer).to(getattr(torch, network_of(model).dtype.name))
         for mine, theirs in ARRAYS.items():
             if mine in layer.arrays():
-                array = layer.engine.asnumpy(getattr(layer, mine))
-                array = array.T if type(layer) is Dense else array.reshape(-1)
-                getattr(module, theirs).data.copy_(torch.tensor(array).reshape(getattr(module, theirs).shape))
+                target, array = getattr(module, theirs), getattr(layer, mine)
+                tensor = torch.from_dlpack(array.T).reshape(target.shape)
+                if not share:
+                    target.data.copy_(tensor)
+                elif tensor.dtype != target.dtype:
+                    raise ValueError(f"{layer!r}: {mine} is {array.dtype}; share=True needs a model of that dtype")
+                else:
+                    target.data = tensor
         made.append(module)
     return torch.nn.Sequential(*made)
 

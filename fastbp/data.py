@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .boundary import as_count
+from .boundary import as_count, as_number, as_seed
 from .kernels.ops import Array
 
 __all__ = ["spiral_data"]
@@ -39,7 +39,8 @@ def spiral_data(
     ((300, 2), (300,))
     """
     samples, classes = as_count(samples, "samples"), as_count(classes, "classes")
-    rng = np.random.default_rng(seed)
+    noise = as_number(noise, "noise")
+    rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(as_seed(seed))
     y = np.repeat(np.arange(classes), samples)
     radius = np.tile(np.linspace(0, 1, samples), classes)
     angle = 2.5 * (4 * (y + radius) + noise * rng.standard_normal(len(y)))

@@ -15,15 +15,20 @@ import copy
 from typing import Any, Self
 
 import numpy as np
-from scipy.special import xlogy
-from sklearn import neural_network
-from sklearn.base import ClassifierMixin, RegressorMixin, is_classifier
-from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import type_of_target, unique_labels
-from sklearn.utils.validation import check_is_fitted
 
-from .fitting import dense_of, is_sparse
+try:
+    from scipy.special import xlogy
+    from sklearn import neural_network
+    from sklearn.base import ClassifierMixin, RegressorMixin, is_classifier
+    from sklearn.utils.class_weight import compute_sample_weight
+    from sklearn.utils.metaestimators import available_if
+    from sklearn.utils.multiclass import type_of_target, unique_labels
+    from sklearn.utils.validation import check_is_fitted
+except ImportError as error:
+    raise ImportError(f"the estimators need scikit-learn: pip install 'fastbp[sklearn]' ({error})") from error
+
+from .fitting import dense_of
+from .interop import dense
 from .kernels.ops import Array
 from .perceptron import BOOKS, Perceptron
 
@@ -234,7 +239,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
                 f"Previously got {self.classes_}, `y` has {found}"
             )
         if self._multilabel:
-            rows = np.asarray(y.toarray() if is_sparse(y) else y, np.float64)
+            rows = np.asarray(dense(y), np.float64)
             if rows.ndim != 2 or rows.shape[1] != len(self.classes_) or not ((rows == 0) | (rows == 1)).all():
                 raise ValueError(f"y must hold rows of 0 and 1, shape (rows, {len(self.classes_)}), got {rows.shape}")
         else:

@@ -23,6 +23,7 @@ from .selection import AUTO, choice
 __all__ = ["load", "read_metadata", "save"]
 
 FORMAT = 1
+SMALL = 1 << 16  # what layers may be larger than their parameters, as an embedding of few columns of many is
 _INSTALL = "model files need safetensors: pip install 'fastbp[files]'"
 
 
@@ -193,8 +194,15 @@ def rebuild(
     about: dict[str, Any], tensors: dict[str, Any], engine: str | Engine | None, custom: Mapping[str, type[Part]]
 ) -> Sequential:
     """The model that `describe` described."""
-    _check_sizes(about["layers"], 4 + sum(array.nbytes for array in tensors.values()))
+    size, held = _size(about["layers"]), sum(array.nbytes for array in tensors.values())
+    if size > SMALL + held:  # before there is memory for them
+        raise ValueError(f"the file describes layers of size {size}, but holds {held} bytes of numbers")
     stack = [_make(description, custom) for description in about["layers"]]
+    for place, layer in enumerate(stack):
+        for path, inner in layer.walk(f"layers.{place}."):
+            for name, shape in inner.shapes().items():
+                if tensors[f"{path}{name}"].shape != shape:
+                    raise ValueError(f"{path}{name} must be of shape {shape}, got {tensors[f'{path}{name}'].shape}")
     model = Sequential(
         stack,
         loss=_make(about["loss"], custom),
@@ -214,12 +222,14 @@ def rebuild(
     return model
 
 
-def _check_sizes(value: Any, most: int) -> None:
-    """Refuse a description of layers that are larger than the file, before there is memory for them."""
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        if isinstance(item, int) and item > most:
-            raise ValueError(f"the file describes a layer of size {item}, but holds {most} bytes of numbers")
-        _check_sizes(item, most)
+def _size(value: Any) -> int:
+    """What the sizes in a description add up to; of a list of numbers the largest counts."""
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    if isinstance(value, list):
+        numbers = [item for item in value if isinstance(item, int)]
+        return max(numbers, default=0) + sum(_size(item) for item in value if not isinstance(item, int))
+    return max(value, 0) if isinstance(value, int) else 0
 
 
 def _make(description: dict[str, Any] | None, custom: Mapping[str, type[Part]]) -> Any:

@@ -6,28 +6,28 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.optimize
-import scipy.sparse
 from sklearn.exceptions import ConvergenceWarning
 
 from . import Adam, AdamW, BinaryCrossEntropy, Dense, Dropout, MeanSquaredError, Poisson, SoftmaxCrossEntropy
 from .activations import ELU, GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from .boundary import as_number
 from .callbacks import tell, told
+from .interop import dense, is_sparse
 from .kernels.engine import Engine
 from .kernels.ops import Array
 from .layers import Layer
 from .losses import Loss
-from .model import PREDICT_ROWS, Sequential
+from .model import Sequential
 from .optim import SGD, Optimizer
 from .part import Setting
 from .progress import Progress
-from .training import Data
+from .training import Data, batches
 
 __all__ = [
     "ACTIVATIONS",
@@ -38,9 +38,7 @@ __all__ = [
     "fit_lbfgs",
     "fit_stochastic",
     "glorot",
-    "is_sparse",
     "optimizer_of",
-    "outputs_of",
     "settle_engine",
 ]
 
@@ -364,7 +362,7 @@ def fit_lbfgs(estimator: Any, model: Sequential, data: Data, constant: float = 0
     engine, memory, objective = model.engine, model.memory, model.loss
     assert isinstance(objective, PenalizedLoss)
     X: Any = data.X
-    data, rows = data._replace(X=X.toarray() if is_sparse(X) else X), X.shape[0]
+    data, rows = data._replace(X=dense(X)), X.shape[0]
     with model.training(objective.loss, -(-rows // PIECE), watched=False) as trainer:
         trainer.bind(data, min(PIECE, rows))
         decayed = memory.decayed[0].size if memory.decayed is not None else 0
@@ -404,16 +402,6 @@ def fit_lbfgs(estimator: Any, model: Sequential, data: Data, constant: float = 0
     estimator.loss_ = float(result.fun)
 
 
-def batches(data: Data, order: Array, size: int) -> Iterator[Data]:
-    """The batches of an epoch; sparse rows become dense one batch at a time."""
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        X: Any = data.X[rows]
-        yield Data(
-            X.toarray() if is_sparse(X) else X, data.y[rows], None if data.weights is None else data.weights[rows]
-        )
-
-
 def mean_of_batches(values: Array, weights: Array | None, order: Array, size: int) -> float:
     """The mean of batches' weighted means, each counted by its rows."""
     if weights is None:
@@ -423,19 +411,6 @@ def mean_of_batches(values: Array, weights: Array | None, order: Array, size: in
     weights = weights[order]
     means = np.add.reduceat(values * weights, starts) / np.add.reduceat(weights, starts)
     return float((rows * means).sum() / len(order))
-
-
-def is_sparse(X: Any) -> bool:
-    """Whether X is one of SciPy's sparse matrices or arrays."""
-    return bool(scipy.sparse.issparse(X))
-
-
-def outputs_of(model: Sequential, X: Any, loss: Loss | None = None) -> Array:
-    """The last layer's output in front of its activation, or `loss`'s probabilities, of rows that may be sparse."""
-    if not is_sparse(X):
-        return model._outputs(X, loss)
-    pieces = (X[start : start + PREDICT_ROWS].toarray() for start in range(0, X.shape[0], PREDICT_ROWS))
-    return np.concatenate([model._outputs(piece, loss) for piece in pieces])
 
 
 def glorot(

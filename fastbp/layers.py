@@ -8,7 +8,7 @@ from typing import Any, Self, overload
 
 import numpy as np
 
-from .boundary import as_count, as_flag, check_finite
+from .boundary import as_array, as_count, as_flag, as_seed, check_finite
 from .initializers import Initializer, initializer
 from .kernels.engine import Engine, real_array
 from .kernels.ops import Array
@@ -53,7 +53,7 @@ class Parameter:
         shape = layer.shapes()[self.name]
         if array.shape != shape:
             raise ValueError(f"{layer!r}: {self.name} must have shape {shape}, got {array.shape}")
-        check_finite(array, self.name)
+        check_finite(array, self.name, np.float64 if layer.owner is None else layer.__dict__[self.name].dtype)
         if layer.owner is not None:
             layer.__dict__[self.name][...] = layer.engine.asarray(array)
         else:
@@ -248,7 +248,7 @@ class Layer(Part):
 
     def read(self, x: Any, features: int | None = None) -> Array:
         """`x` as an engine array of shape (batch, `features`)."""
-        array = self.engine.asarray(x)
+        array = as_array(x, "x", self.engine)
         if array.ndim != 2 or 0 in array.shape or features not in (None, array.shape[1]):
             expected = "features" if features is None else features
             raise ValueError(f"{self!r}: x must have shape (batch, {expected}), got {array.shape}")
@@ -256,7 +256,7 @@ class Layer(Part):
 
     def read_gradient(self, dvalues: Any, shape: tuple[int, ...] | None = None) -> Array:
         """`dvalues` as an engine array of a shape, by default that of `output`."""
-        array, shape = self.engine.asarray(dvalues), shape or self.output.shape
+        array, shape = as_array(dvalues, "dvalues", self.engine), shape or self.output.shape
         if array.shape != shape:
             raise ValueError(f"{self!r}: dvalues must have shape {shape}, as the output, got {array.shape}")
         return array
@@ -458,7 +458,7 @@ class Dropout(Layer):
     def __init__(self, rate: float = 0.5, *, seed: int | None = None, engine: str | Engine | None = None) -> None:
         super().__init__(engine=engine)
         self.rate = rate
-        self.reseed(np.random.SeedSequence(seed), 0)
+        self.reseed(np.random.SeedSequence(as_seed(seed)), 0)
 
     def reseed(self, seed: np.random.SeedSequence, place: int) -> None:
         # two words of the seed, the step, and the layer's place

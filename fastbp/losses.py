@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from .boundary import as_choice, as_flag, as_number, as_values, as_weights
+from .boundary import as_array, as_choice, as_flag, as_number, as_values, as_weights
 from .kernels.engine import Engine, real_array
 from .kernels.ops import Array
 from .part import Part, Setting
@@ -97,7 +97,7 @@ class Loss(Part):
         ValueError
             Where `y` or `sample_weight` has another length or shape, or what is not allowed in it.
         """
-        outputs = self.engine.asarray(outputs)
+        outputs = as_array(outputs, "outputs", self.engine)
         if outputs.ndim != 2 or 0 in outputs.shape:
             raise ValueError(f"outputs must have shape (batch, classes), got {outputs.shape}")
         rows, width = outputs.shape

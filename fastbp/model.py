@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
 
-from .boundary import as_count, as_metrics, as_number, check_metrics
+from .boundary import as_array, as_count, as_flag, as_metrics, as_number, check_metrics
 from .callbacks import Callback, EpochFunction, tell, told
+from .interop import dense, is_sparse, like
 from .kernels.ops import Array
 from .layers import Layer
 from .losses import Loss
@@ -21,7 +22,7 @@ from .progress import Progress
 from .source import Source
 from .steps import record_forward
 from .threads import limited_threads
-from .training import Data, Trainer
+from .training import Data, Trainer, batches
 
 if TYPE_CHECKING:
     from .checkpoints import Checkpoints
@@ -115,7 +116,8 @@ class Sequential(Network):
         ----------
         X : array, shape (rows, features)
             Finite numbers of any real dtype, at any row stride; converted a batch at a time, so that it may be mapped
-            from a file and larger than memory. Or, without `y`, batches: an iterable of (X, y) or (X, y,
+            from a file and larger than memory. Arrays of any library, data frames, and SciPy's sparse matrices, which
+            are made dense a batch at a time. Or, without `y`, batches: an iterable of (X, y) or (X, y,
             sample_weight), gone through anew in each epoch, or a function that returns one. Where it has a length, or
             from the second epoch on as many as before, a schedule moves with each batch; in a first epoch of unknown
             length the rate is that of its beginning.
@@ -183,6 +185,8 @@ class Sequential(Network):
         threads = self.threads if threads is None else as_count(threads, "threads")
         functions = as_metrics(metrics)
         every = as_count(every, "every")
+        shuffle, resume = as_flag(shuffle, "shuffle"), as_flag(resume, "resume")
+        verbose = None if verbose is None else as_flag(verbose, "verbose")
         if resume and checkpoint is None:
             raise ValueError("resume=True needs checkpoint, the file to go on from")
         if functions and validation_data is None:
@@ -198,8 +202,7 @@ class Sequential(Network):
                 raise ValueError(
                     f"the schedule monitors {name!r}, but fit gives {', '.join(names)}; see validation_data"
                 )
-        sample = source.sample() if self.chooses_engine else None
-        size = None if source.data is None else batch_size
+        sample, size = source.sample(batch_size) if self.chooses_engine else (None, None)
         with (
             self._alone(),
             limited_threads(threads, self.engine_for(sample, size, source.loss(), accumulate, threads)),
@@ -213,12 +216,16 @@ class Sequential(Network):
                 changeable = epoch == done or bool(listeners)  # who may have changed the model
                 if changeable:
                     source.look()
+                rows = 0 if source.data is None else source.data.X.shape[0]
                 if source.data is None:
                     mean = trainer.epoch_through(*source.batches())
+                elif is_sparse(source.data.X):
+                    order = self.permutation(rows) if shuffle else np.arange(rows)
+                    mean = trainer.epoch_through(batches(source.data, order, batch_size), -(-rows // batch_size))
                 else:
                     if changeable:
                         trainer.bind(source.data, batch_size)
-                    mean = trainer.epoch(self.permutation(len(source.data.X)) if shuffle else None)
+                    mean = trainer.epoch(self.permutation(rows) if shuffle else None)
                 figures = {"loss": mean}
                 if source.held_out is not None:
                     scores = self._scores(source.held_out, functions, weighted=source.held_out_is_weighted)
@@ -272,7 +279,7 @@ class Sequential(Network):
         threads = self.threads if threads is None else as_count(threads, "threads")
         loss = self.loss_with(class_weight)
         start = self._time(epoch)
-        data = self.checked(X, y, sample_weight, loss=loss)
+        data = self.checked(dense(X), y, sample_weight, loss=loss)
         with (
             self._alone(),
             limited_threads(threads, self.engine_for(data, None, loss, threads=threads)),
@@ -315,7 +322,7 @@ class Sequential(Network):
         ):
             yield trainer
 
-    def predict(self, X: Any) -> Array:
+    def predict(self, X: Any) -> Any:
         """What the loss makes of the outputs: class labels where it is one for classes, numbers in the units of y.
 
         Parameters
@@ -325,6 +332,7 @@ class Sequential(Network):
         Returns
         -------
         array, shape (rows,) of int64, or (rows, outputs)
+            Of the library that X is of, where that is one of tensors, such as torch; otherwise of NumPy.
 
         Raises
         ------
@@ -335,15 +343,15 @@ class Sequential(Network):
         """
         outputs = self._outputs(self._features_of(X))
         if self.loss is None:
-            return outputs
+            return like(X, outputs)
         if self.loss.classifies and np.isnan(outputs.min()):
             row = np.isnan(outputs).any(axis=1).argmax()
             raise FloatingPointError(f"the outputs for row {row} of X are NaN: they say no class")
-        return self.loss.decide(outputs)
+        return like(X, self.loss.decide(outputs))
 
-    def predict_proba(self, X: Any) -> Array:
-        """Class probabilities, shape (rows, classes)."""
-        return self._outputs(self._features_of(X), _needed("loss", self.loss))
+    def predict_proba(self, X: Any) -> Any:
+        """Class probabilities, shape (rows, classes), of the library that `predict` gives."""
+        return like(X, self._outputs(self._features_of(X), _needed("loss", self.loss)))
 
     def evaluate(self, X: Any, y: Any, *, sample_weight: Any = None, metrics: Metrics = ()) -> dict[str, float]:
         """The ``loss`` on data held out, the ``accuracy`` where there are classes, and metrics as in `fit`."""
@@ -352,33 +360,39 @@ class Sequential(Network):
         return self._scores(self.checked(X, y, sample_weight), functions, weighted=weighted)
 
     def gradients(self, X: Any, y: Any, *, sample_weight: Any = None) -> Gradients:
-        """The loss of a batch and all its gradients, in one training pass that changes nothing."""
+        """The loss of a batch and all its gradients, in one training pass that changes nothing.
+
+        They are of the library that `predict` gives.
+        """
         loss = _needed("loss", self.loss).twin(engine=self.engine)
-        X, y, weights = self.checked(X, y, sample_weight)
+        data = self.checked(dense(X), y, sample_weight)
         layers = [_copied(layer) for layer in self.layers]
-        outputs = self.engine.asarray(X, self.dtype)
+        outputs = self.engine.asarray(data.X, self.dtype)
         total = self.engine.zeros((2,), np.float64)
         with limited_threads(self.threads, self.engine), self.turns.taken():
             for layer in layers:
                 outputs = layer.forward(outputs)
-            dvalues = loss.gradient(outputs, y, weights, total)
+            dvalues = loss.gradient(outputs, data.y, data.weights, total)
             for layer in reversed(layers):
                 dvalues = layer.backward(dvalues)
         found = [
-            {f"{path}{name}": getattr(x, f"d{name}") for path, x in layer.walk() for name in x.shapes()}
+            {f"{path}{name}": like(X, getattr(x, f"d{name}")) for path, x in layer.walk() for name in x.shapes()}
             for layer in layers
         ]
-        return Gradients(loss.value(total), found, dvalues)
+        return Gradients(loss.value(total), found, like(X, dvalues))
 
-    def forward(self, X: Any) -> Array:
-        """The last layer's output in a training pass; each layer keeps its own `output` to look at."""
-        outputs = self.engine.asarray(self._features_of(X), self.dtype)
+    def forward(self, X: Any) -> Any:
+        """The last layer's output in a training pass; each layer keeps its own `output` to look at.
+
+        It is of the library that `predict` gives; what layers keep is the engine's.
+        """
+        outputs = self.engine.asarray(self._features_of(dense(X)), self.dtype)
         with limited_threads(self.threads, self.engine):
             for layer in self.layers:
                 outputs = layer.forward(outputs)
-        return outputs
+        return like(X, outputs)
 
-    def backward(self, dvalues: Any) -> Array:
+    def backward(self, dvalues: Any) -> Any:
         """Take a gradient by the output of the last `forward` back to X; each layer keeps its gradients to look at.
 
         `step` then updates the parameters with them.
@@ -392,13 +406,13 @@ class Sequential(Network):
         array, shape (rows, features)
             The gradient by X.
         """
-        gradient = self.engine.asarray(dvalues, self.dtype)
+        gradient = as_array(dvalues, "dvalues", self.engine, self.dtype)
         if gradient.shape != self.layers[-1].output.shape:
             raise ValueError(f"dvalues must have shape {self.layers[-1].output.shape}, got {gradient.shape}")
         with limited_threads(self.threads, self.engine):
             for layer in reversed(self.layers):
                 gradient = layer.backward(gradient)
-        return gradient
+        return like(dvalues, gradient)
 
     def step(self, epoch: float | None = None) -> None:
         """Let the optimizer take a step with the gradients of the last `backward`.
@@ -450,11 +464,11 @@ class Sequential(Network):
     def checked(self, X: Any, y: Any, sample_weight: Any = None, prefix: str = "", loss: Loss | None = None) -> Data:
         """X, y and weights as the tapes take them, or an error that names what does not fit."""
         X = self._features_of(X, f"{prefix}X")
-        width = X.shape[1]
+        rows, width = X.shape
         for layer in self.layers:
             width = layer.width(width)
         loss = loss or _needed("loss", self.loss)
-        return Data(X, *loss.targets(y, len(X), width, sample_weight, f"{prefix}y", self.dtype))
+        return Data(X, *loss.targets(y, rows, width, sample_weight, f"{prefix}y", self.dtype))
 
     def _time(self, epoch: float | None) -> float:
         """When a single step is, in epochs."""
@@ -486,8 +500,8 @@ class Sequential(Network):
         """The last layer's output for all rows of a checked X, or what a loss takes for probabilities, as NumPy's."""
         outputs, parts = [], [*self.walk(), *([] if loss is None else [loss])]
         with limited_threads(self.threads, self.engine), self.turns.taken():
-            for start in range(0, len(X), PREDICT_ROWS):
-                piece = X[start : start + PREDICT_ROWS]
+            for start in range(0, X.shape[0], PREDICT_ROWS):
+                piece = dense(X[start : start + PREDICT_ROWS])
                 record = partial(record_forward, self, rows=piece.shape[0], features=piece.shape[1], loss=loss)
                 tape = self.tape("forward", *piece.shape, record=record, parts=parts)
                 with tape.bound():
@@ -502,7 +516,7 @@ class Sequential(Network):
         loss.gradient(self.engine.asarray(outputs), data.y, data.weights, total)
         scores = {"loss": loss.value(total)}
         # of rows that do not count nothing is looked at: those that are ignored have no label
-        weights = np.ones(len(data.X)) if data.weights is None else data.weights
+        weights = np.ones(data.X.shape[0]) if data.weights is None else data.weights
         rows = weights > 0
         if not rows.any():
             return scores | dict.fromkeys([*(["accuracy"] if loss.classifies else []), *metrics], math.nan)

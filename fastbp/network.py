@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from .boundary import as_count, as_features, as_float_type
+from .boundary import as_count, as_features, as_float_type, as_seed, as_tuple
 from .kernels.engine import Engine
 from .kernels.ops import Array
 from .layers import Layer
@@ -52,7 +52,7 @@ class Network:
         self._auto, self._engine = engine == AUTO, choose_engine(engine)
         self.loss = loss
         self.history: dict[str, list[float]] = {}
-        self._seeds = np.random.SeedSequence(None if seed is None else as_count(seed, "seed", least=0))
+        self._seeds = np.random.SeedSequence(as_seed(seed))
         self._rng = np.random.Generator(np.random.Philox(self._seeds))
         self._layers: tuple[Layer, ...] = ()
         self._trained: list[tuple[Layer, bool]] = []
@@ -247,9 +247,7 @@ class Network:
             self._assemble_alone(layers, optimizer)
 
     def _assemble_alone(self, layers: Sequence[Layer], optimizer: Optimizer | None) -> None:
-        if not isinstance(layers, Iterable):
-            raise TypeError(f"layers must be a sequence of layers, got {layers!r}")
-        layers = tuple(layers)
+        layers = as_tuple(layers, "layers", "layers")
         _check_stack(layers)
         _check_kind("optimizer", optimizer, Optimizer)
         for part in (*(x for layer in layers for _, x in layer.walk()), optimizer):

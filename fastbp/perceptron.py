@@ -29,11 +29,10 @@ from .fitting import (
     fit_lbfgs,
     fit_stochastic,
     glorot,
-    is_sparse,
     optimizer_of,
-    outputs_of,
     settle_engine,
 )
+from .interop import is_sparse
 from .kernels.engine import DTypeError
 from .kernels.ops import Array
 from .model import Sequential
@@ -316,7 +315,7 @@ class Perceptron(BaseEstimator):
             nameless.__dict__ |= {name: value for name, value in self.__dict__.items() if name != "feature_names_in_"}
             scorer = check_scoring(nameless, self.scoring)
             return float(scorer(nameless, X, y, **({} if weights is None else {"sample_weight": weights})))
-        predicted = self._decide(outputs_of(self._model, X))
+        predicted = self._decide(self._model._outputs(X))
         if predicted.dtype.kind == "f" and not np.isfinite(predicted).all():
             return float("nan")
         metric = accuracy_score if is_classifier(self) else r2_score
@@ -340,7 +339,7 @@ class Perceptron(BaseEstimator):
             check_is_fitted(self)
             X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
         model = self._network()
-        return outputs_of(model, X.tocsr() if is_sparse(X) else X, model.loss if probabilities else None)
+        return model._outputs(X.tocsr() if is_sparse(X) else X, model.loss if probabilities else None)
 
     def predict(self, X: Any) -> Array:
         """Class labels or numbers, shape (rows,), or for several outputs (rows, outputs).

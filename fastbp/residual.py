@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .boundary import as_tuple
 from .kernels.engine import Engine
 from .kernels.ops import Array
 from .layers import Layer
@@ -36,7 +37,7 @@ class Residual(Layer):
 
     def __init__(self, layers: Layer | Sequence[Layer], *, engine: str | Engine | None = None) -> None:
         super().__init__(engine=engine)
-        self.layers = (layers,) if isinstance(layers, Layer) else tuple(layers)
+        self.layers = (layers,) if isinstance(layers, Layer) else as_tuple(layers, "layers", "layers")
         if not self.layers or not all(isinstance(layer, Layer) for layer in self.layers):
             raise TypeError(f"layers must be a sequence of at least one layer, got {layers!r}")
         self.features = next((layer.features for layer in self.layers if layer.features is not None), None)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .boundary import as_samples
+from .interop import is_sparse
 from .losses import Loss
 from .steps import signature
-from .training import Data
+from .training import Data, batches
 
 if TYPE_CHECKING:
     from .model import Sequential
@@ -85,14 +86,17 @@ class Source:
         batches = X() if callable(X) else X
         return self._checked(batches), len(batches) if hasattr(batches, "__len__") else None
 
-    def sample(self) -> Data:
-        """What a step takes its rows from: the data, or the first batch, which the first epoch has all the same."""
+    def sample(self, batch_size: int) -> tuple[Data, int | None]:
+        """What a step takes its rows from, and how many; None where it takes all of them, a batch that comes alone."""
         if self.data is not None:
-            return self.data
-        batches, count = self.batches()
-        first = next(batches)
-        self._begun = itertools.chain([first], batches), count
-        return first
+            rows = self.data.X.shape[0]
+            if is_sparse(self.data.X):
+                return next(batches(self.data, np.arange(rows), batch_size)), None
+            return self.data, batch_size
+        coming, count = self.batches()
+        first = next(coming)
+        self._begun = itertools.chain([first], coming), count  # the first epoch has it all the same
+        return first, None
 
     def _checked(self, batches: Iterable[Any]) -> Iterator[Data]:
         place = -1

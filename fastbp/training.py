@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
+from .interop import dense
 from .kernels.ops import Array
 from .losses import Loss
 from .memory import Memory
@@ -18,7 +19,7 @@ from .tape import Tape
 if TYPE_CHECKING:
     from .network import Network
 
-__all__ = ["Data", "Trainer"]
+__all__ = ["Data", "Trainer", "batches"]
 
 
 class Data(NamedTuple):
@@ -28,6 +29,13 @@ class Data(NamedTuple):
     y: Array
     #: How much each row counts, shape (rows,); None where all count 1.
     weights: Array | None
+
+
+def batches(data: Data, order: Array, size: int) -> Iterator[Data]:
+    """The batches of an epoch over rows in an order; sparse ones are made dense a batch at a time."""
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        yield Data(dense(data.X[rows]), data.y[rows], None if data.weights is None else data.weights[rows])
 
 
 class Trainer:

@@ -138,17 +138,21 @@ def say_compiling() -> None:
 
 
 def with_disk_cache(decorator: Callable[..., Any], function: Callable[..., Any]) -> Any:
-    """Compile a function with a disk cache, or without one where no folder can be written to."""
+    """Compile a function with a disk cache, or without one where no folder can be written to, or files are damaged."""
     try:
         return decorator(cache=True)(function)
-    except RuntimeError:
-        say_uncached()
+    except Exception as error:
+        say_uncached(type(error).__name__)
         return decorator(cache=False)(function)
 
 
 @functools.cache
-def say_uncached() -> None:
-    log.warning("fastbp: no folder can keep the compiled kernels; set NUMBA_CACHE_DIR to one that can be written to")
+def say_uncached(error: str) -> None:
+    log.warning(
+        "fastbp: no folder can keep the compiled kernels (%s); set NUMBA_CACHE_DIR to one that can be written to, or "
+        "remove a damaged one",
+        error,
+    )
 
 
 def reader(kinds: Sequence[tuple[str, int, str]]) -> Callable[[int], tuple[Array, ...]]:

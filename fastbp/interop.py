@@ -1,0 +1,44 @@
+"""Other libraries' arrays: those that come in are read where they lie, and results go back as the kind that came.
+
+NumPy reads a CPU's tensors by DLPack, without a copy (`fastbp.kernels.engine.real_array`). Data frames, lists and
+sparse matrices get NumPy's arrays in return, as from scikit-learn.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from .kernels.engine import native
+from .kernels.ops import Array
+
+__all__ = ["dense", "is_sparse", "like"]
+
+
+def is_sparse(x: Any) -> bool:
+    """Whether `x` is one of SciPy's sparse matrices or arrays."""
+    sparse = sys.modules.get("scipy.sparse")  # without which there is none
+    return sparse is not None and bool(sparse.issparse(x))
+
+
+def dense(x: Any) -> Array:
+    """`x`, or what it holds where it is sparse."""
+    array: Array = native(x.toarray()) if is_sparse(x) else x
+    return array
+
+
+def like(x: Any, result: Array) -> Any:
+    """NumPy's `result` as a tensor of `x`'s library, on its device; on a CPU both then share memory.
+
+    Where `x` is no tensor, `result` itself.
+    """
+    if isinstance(x, np.ndarray) or not hasattr(x, "__dlpack__"):
+        return result
+    own = getattr(x, "__array_namespace__", None)
+    library = own() if own else sys.modules[type(x).__module__.partition(".")[0]]
+    if not hasattr(library, "asarray"):
+        return result
+    made = library.asarray(result)
+    return made.to(x.device) if hasattr(made, "to") else made
