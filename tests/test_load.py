@@ -53,7 +53,7 @@ def test_memory_does_not_grow(engine):
             model.train_on_batch(X, Y)
             model.predict(X)
             model.evaluate(X, Y)
-            model.forward(X[: times % 7 + 1])
+            model.forward(X[:7])
         model.fit(X, Y, epochs=5 * times, batch_size=10)
         model.history.clear()
 
