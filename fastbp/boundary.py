@@ -186,7 +186,7 @@ def as_metrics(metrics: Any) -> dict[str, Callable[..., float]]:
     if isinstance(metrics, Mapping):
         items = list(metrics.items())
     else:
-        functions = as_tuple(metrics, "metrics", "functions")
+        functions = as_tuple(metrics, "metrics", "functions, or a dict of them")
         items = [(getattr(metric, "__name__", repr(metric)), metric) for metric in functions]
     named = dict(items)
     if len(named) < len(items):

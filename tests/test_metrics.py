@@ -63,7 +63,7 @@ def test_where_no_row_counts_there_are_no_figures():
         ([3], "metrics must be functions"),
         ({"loss": max}, "names of their own"),
         ([count, count], "metrics must have different names, got 'count' twice; a dict gives them names"),
-        (count, "metrics must be a sequence or dict of functions, got <function count"),
+        (count, "metrics must be a sequence of functions, or a dict of them, got <function count"),
         ([lambda y: 0], r"metrics\['<lambda>'\] must take targets, predictions: "),
     ],
 )
