@@ -369,7 +369,7 @@ class Sequential(Network):
         layers = [_copied(layer) for layer in self.layers]
         outputs = self.engine.asarray(data.X, self.dtype)
         total = self.engine.zeros((2,), np.float64)
-        with limited_threads(self.threads, self.engine), self.turns.taken():
+        with limited_threads(self.threads, self.engine), self.turns:
             for layer in layers:
                 outputs = layer.forward(outputs)
             dvalues = loss.gradient(outputs, data.y, data.weights, total)
@@ -499,7 +499,7 @@ class Sequential(Network):
     def _outputs(self, X: Array, loss: Loss | None = None) -> Array:
         """The last layer's output for all rows of a checked X, or what a loss takes for probabilities, as NumPy's."""
         outputs, parts = [], [*self.walk(), *([] if loss is None else [loss])]
-        with limited_threads(self.threads, self.engine), self.turns.taken():
+        with limited_threads(self.threads, self.engine), self.turns:
             for start in range(0, X.shape[0], PREDICT_ROWS):
                 piece = dense(X[start : start + PREDICT_ROWS])
                 record = partial(record_forward, self, rows=piece.shape[0], features=piece.shape[1], loss=loss)

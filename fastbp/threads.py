@@ -62,22 +62,21 @@ def _libraries(engine: Engine) -> list[Any]:
 
 
 class Turns:
-    """A lock that a thread which takes it again and again leaves to others in between."""
+    """A lock, for ``with`` blocks, that a thread which takes it again and again leaves to others in between."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._asking: set[object] = set()
 
-    @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
-        """No other thread is in such a ``with`` block meanwhile."""
+    def __enter__(self) -> None:
         asking = object()
+        self._asking.add(asking)
         try:
-            self._asking.add(asking)
-            with self._lock:
-                self._asking.discard(asking)
-                yield
+            self._lock.acquire()
         finally:
             self._asking.discard(asking)
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
         if self._asking:
             time.sleep(1e-4)  # a lock alone goes most often to the thread that has just released it
