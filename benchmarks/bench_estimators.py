@@ -1,6 +1,6 @@
 """The estimators beside scikit-learn's: the same arguments, data and seeds.
 
-    python benchmarks/bench_estimators.py [--json FILE] [--cases digits ...] [--repeats N]
+    python -m fastbp.benchmarks.bench_estimators [--json FILE] [--cases digits ...] [--repeats N]
 
 Of each case both first train for a few epochs, and their losses are compared: one that computes something else is an
 error. Then they take turns in one run; the table shows medians, and how many times longer scikit-learn took. As
@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pytest
@@ -30,11 +30,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
 import fastbp.estimators
+from fastbp.benchmarks.machine import machine
+from fastbp.kernels.ops import Array
 
 CONTENDERS = {"fastbp": fastbp.estimators, "scikit-learn": sklearn.neural_network}
 PAUSE = 0.1  # seconds in which the last contender's threads go to sleep
 CALLS = 200  # of partial_fit or predict in a turn
-Data = tuple[np.ndarray, np.ndarray]
+Data: TypeAlias = tuple[Array, Array]
 
 
 class Case(NamedTuple):
@@ -197,8 +199,6 @@ HEAD = "| case | dtype | fastbp ms | scikit-learn ms | ratio |\n|---|---|---|---
 
 
 def main() -> None:
-    from train_step import machine
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--repeats", type=int, default=5)

@@ -4,9 +4,9 @@
     python -m fastbp.benchmarks.gate --prove    run some kernels twice, and see that the gate finds them
     python -m fastbp.benchmarks.gate --update   measure the ratios of this processor, and store them
 
-Only ratios count: how many times longer the Numba engine takes than a yardstick that takes turns with it: NumPy's kernel
-for the same op, NumPy's `dense_forward` for an op that NumPy does not have, the notebook's code for an epoch of training.
-BLAS is held to one thread. What is beyond its bound is measured again, and fails if it always is.
+Only ratios count: how many times longer the Numba engine takes than a yardstick that takes turns with it. That is
+NumPy's kernel for the same op, NumPy's `dense_forward` for an op that NumPy does not have, and the notebook's code for
+an epoch of training. BLAS is held to one thread. What is beyond its bound is measured again, and fails if it always is.
 """
 
 from __future__ import annotations
