@@ -91,7 +91,7 @@ def key(row: Row) -> Key:
 
 def median(row: Row) -> float:
     """The median of a row's seconds."""
-    return statistics.median(row["seconds"])
+    return float(statistics.median(row["seconds"]))
 
 
 def measure(

@@ -18,7 +18,8 @@ from fastbp.kernels.ops import Array
 
 __all__ = ["AWAKE", "LIBRARIES", "Task", "Trainer", "check_installed", "quiet"]
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)

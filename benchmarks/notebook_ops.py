@@ -28,7 +28,8 @@ def dense_weight_grad(x: Array, dz: Array) -> Array:
 
 
 def dense_bias_grad(dz: Array) -> Array:
-    return np.sum(dz, axis=0, keepdims=True)
+    db: Array = np.sum(dz, axis=0, keepdims=True)
+    return db
 
 
 def relu_forward(x: Array) -> Array:
@@ -70,7 +71,7 @@ def softmax_backward(dp: Array, p: Array) -> Array:
 
 
 def cross_entropy_forward(p: Array, t: Array, total: Array) -> Array:
-    cost = -np.log(np.clip(p, 1e-7, 1 - 1e-7)[range(len(p)), t])
+    cost: Array = -np.log(np.clip(p, 1e-7, 1 - 1e-7)[range(len(p)), t])
     total += np.sum(cost), len(cost)
     return cost
 
@@ -97,7 +98,7 @@ def sgd(p: Array, g: Array, lr: Array) -> tuple[()]:
     return ()
 
 
-_PLAIN = [
+_PLAIN: list[Any] = [
     dense_forward, dense_input_grad, dense_weight_grad, dense_bias_grad, relu_forward, relu_backward, softmax_forward,
     cross_entropy_forward, cross_entropy_backward, softmax_cross_entropy_backward, softmax_cross_entropy, sgd,
 ]  # fmt: skip

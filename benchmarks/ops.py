@@ -186,11 +186,16 @@ def op_case(op: Op, who: str, attempt: Attempt, size: str, dtype: str, engines: 
             made.problem.compare(made.results(), who)
 
     timing = timing_of(engines[who]) if who in engines else None
+
+    def device_phases() -> dict[str, float]:
+        assert timing is not None
+        return phases(engines[who], timing, op, problem(op.name, size, dtype).inputs, sizes)
+
     return Case(
         "ops", op.name, who, prepare, check, size, dtype, sizes,
         flops=op.flops(sizes),
         bytes=op.bytes(sizes, np.dtype(dtype)),
         most=min(1000, sizes["M"] // sizes.get("B", 1)) if "M" in sizes else 1000,  # as long as a table has rows
         awake=AWAKE if "K" in sizes and op.flops(sizes) > 1e6 else 0.0,
-        phases=timing and (lambda: phases(engines[who], timing, op, problem(op.name, size, dtype).inputs, sizes)),
+        phases=device_phases if timing else None,
     )  # fmt: skip

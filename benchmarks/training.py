@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def drawn(sizes: Sequence[int], rng: np.random.Generator) -> list[Array]:
     return [(rng.standard_normal((k, n)) * np.sqrt(2 / k)).astype(np.float32) for k, n in itertools.pairwise(sizes)]
 
 
-def notebook(task: Task, dtype: type = np.float32) -> Run:
+def notebook(task: Task, dtype: Any = np.float32) -> Run:
     """The teaching notebook's way, with the combined gradient: fresh arrays, call by call."""
     weights = [w.astype(dtype) for w in task.weights]
     biases = [np.zeros((1, w.shape[1]), dtype) for w in weights]
