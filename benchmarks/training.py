@@ -190,10 +190,11 @@ def training_case(suite: str, network: str, who: str, prepare: Prepare, epochs: 
     batch, steps = NETWORKS[network]
     sizes = [int(n) for n in network.split("-")]
     products = list(itertools.pairwise(sizes))
-    # forward, by the weights, by the inputs but for the first layer's
-    flops = 2 * batch * (3 * sum(k * n for k, n in products) - products[0][0] * products[0][1])
-    elements = sum(batch * k + k * n + batch * n for k, n in products)
-    traffic = 4 * (3 * elements + sum(k * n for k, n in products)) - 4 * sum((batch * sizes[0], *products[0], 0))
+    # three products a layer (forward, by the weights, by the inputs), but two for the first; an update reads and writes
+    multiplied = [k * n for k, n in products]
+    touched = [batch * k + k * n + batch * n for k, n in products]
+    flops = 2 * batch * (3 * sum(multiplied) - multiplied[0])
+    traffic = 4 * (3 * sum(touched) - touched[0] + sum(multiplied))
     many = 1 if suite == "steps" else steps
 
     def turn() -> Turn:

@@ -12,7 +12,7 @@ from fastbp.benchmarks import accuracy, gate
 from fastbp.benchmarks.compare import changes, doubts_between, ratio_interval
 from fastbp.benchmarks.libraries import LIBRARIES, check_installed
 from fastbp.benchmarks.report import load, save
-from fastbp.benchmarks.training import by_fastbp, check, contenders, gemms, notebook, task_of, training_cases
+from fastbp.benchmarks.training import check, contenders, gemms, notebook, task_of, training_cases
 from fastbp.kernels.numpy_engine import NumpyEngine
 
 from .conftest import ENGINES
@@ -233,16 +233,16 @@ def test_the_gate_proves_itself(monkeypatch, capsys, timed, seen, code):
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_libraries_take_the_same_steps(library, optimizer):
     task = task_of("64-128-10").start(20)
-    task = type(task)(task.X, task.y, task.weights, task.batch, optimizer, 0.01)
-    ours = by_fastbp(fastbp.engine("numpy"))(task)(2)
-    trainer = LIBRARIES[library](task)
-    data = trainer.load(task.X, task.y)
-    for _ in range(2):
-        trainer.epoch(data)
-    for ours_now, theirs, before in zip(ours, trainer.weights(), task.weights, strict=True):
-        moved = np.abs(ours_now - before).max()
-        np.testing.assert_allclose(theirs, ours_now, atol=0.02 * moved)
-    assert np.mean(trainer.predict(task.X) == task.y) > 0.1
+    task = type(task)(task.X, task.y, task.weights, task.batch, optimizer, 0.001)
+    trainers = [accuracy.ByFastbp(task, fastbp.engine("numpy")), LIBRARIES[library](task)]
+    for trainer in trainers:
+        data = trainer.load(task.X, task.y)
+        for _ in range(2):
+            trainer.epoch(data)
+    ours, theirs = trainers
+    for a, b, before in zip(ours.weights(), theirs.weights(), task.weights, strict=True):
+        assert np.linalg.norm(a - b) < 0.01 * np.linalg.norm(a - before)  # Adam magnifies rounding
+    assert np.mean(ours.predict(task.X) == theirs.predict(task.X)) > 0.99
 
 
 def test_a_contender_that_trains_otherwise_is_found():
@@ -261,9 +261,10 @@ def test_flops_and_bytes_of_a_step():
     case = next(iter(training_cases(["30-100-2"], [fastbp.engine("numpy")])))
     # three products of 200 x 30 x 100 and 200 x 100 x 2, without the inputs' gradient of the first layer
     assert case.flops == 2 * 200 * (2 * 30 * 100 + 3 * 100 * 2)
-    # forward x w z twice, weight gradients x dz w w, the inputs' gradient of the last layer dz w dx
-    floats = (6000 + 3000 + 20_000) + (20_000 + 200 + 400) + (6000 + 20_000 + 2 * 3000) + (20_000 + 400 + 2 * 200)
-    assert case.bytes == 4 * (floats + 400 + 200 + 20_000)
+    forward = (6000 + 3000 + 20_000) + (20_000 + 200 + 400)
+    by_weights_and_update = (6000 + 20_000 + 2 * 3000) + (20_000 + 400 + 2 * 200)
+    by_inputs = 400 + 200 + 20_000
+    assert case.bytes == 4 * (forward + by_weights_and_update + by_inputs)
     assert case.parts == 5 * 200
 
 
