@@ -185,6 +185,7 @@ def op_case(op: Op, who: str, attempt: Attempt, size: str, dtype: str, engines: 
                 made.run(1)
             made.problem.compare(made.results(), who)
 
+    touched = {"M": sizes.get("B", 1)} if "M" in sizes else {}  # of a table, a batch's rows
     timing = timing_of(engines[who]) if who in engines else None
 
     def device_phases() -> dict[str, float]:
@@ -194,7 +195,7 @@ def op_case(op: Op, who: str, attempt: Attempt, size: str, dtype: str, engines: 
     return Case(
         "ops", op.name, who, prepare, check, size, dtype, sizes,
         flops=op.flops(sizes),
-        bytes=op.bytes(sizes, np.dtype(dtype)),
+        bytes=op.bytes(sizes | touched, np.dtype(dtype)),
         most=min(1000, sizes["M"] // sizes.get("B", 1)) if "M" in sizes else 1000,  # as long as a table has rows
         awake=AWAKE if "K" in sizes and op.flops(sizes) > 1e6 else 0.0,
         phases=device_phases if timing else None,

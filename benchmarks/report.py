@@ -193,7 +193,8 @@ def epochs_text(rivals: Sequence[Row], who: str) -> str:
         return ""
     reached = [epochs for epochs in row["epochs"] if epochs]
     missed = len(row["epochs"]) - len(reached)
-    return f"{statistics.median(reached):g}" * bool(reached) + f" ({missed} seeds do not get there)" * bool(missed)
+    said = [f"{statistics.median(reached):g}"] if reached else []
+    return ", ".join(said + ([f"{missed} of {len(row['epochs'])} seeds do not get there"] if missed else []))
 
 
 def op_tables(rows: Sequence[Row], dtype: str, engines: Sequence[str], roofs: Roofs) -> Iterator[Table]:
