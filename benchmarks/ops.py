@@ -29,6 +29,7 @@ SIZES = {
     "medium": {"B": 128, "K": 256, "N": 128, "M": 5000, "P": 200_000},
     "large": {"B": 512, "K": 512, "N": 256, "M": 20_000, "P": 2_000_000},
 }
+EMPTYING = {"l2_loss"}
 AWAKE = 0.01  # seconds for which the threads of a matrix product wait for the next one
 
 Calls: TypeAlias = "Callable[[Engine, Sequence[Array]], list[Call]]"
@@ -186,6 +187,8 @@ def op_case(op: Op, who: str, attempt: Attempt, size: str, dtype: str, engines: 
             made.problem.compare(made.results(), who)
 
     touched = {"M": sizes.get("B", 1)} if "M" in sizes else {}  # of a table, a batch's rows
+    # as long as a table has rows; and what a call empties leaves nothing to do for the next one
+    most = 1 if op.name in EMPTYING else min(1000, sizes["M"] // sizes.get("B", 1)) if "M" in sizes else 1000
     timing = timing_of(engines[who]) if who in engines else None
 
     def device_phases() -> dict[str, float]:
@@ -196,7 +199,7 @@ def op_case(op: Op, who: str, attempt: Attempt, size: str, dtype: str, engines: 
         "ops", op.name, who, prepare, check, size, dtype, sizes,
         flops=op.flops(sizes),
         bytes=op.bytes(sizes | touched, np.dtype(dtype)),
-        most=min(1000, sizes["M"] // sizes.get("B", 1)) if "M" in sizes else 1000,  # as long as a table has rows
+        most=most,
         awake=AWAKE if "K" in sizes and op.flops(sizes) > 1e6 else 0.0,
         phases=device_phases if timing else None,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastbp.tables import need
 
@@ -32,13 +32,13 @@ td:first-child, th:first-child { text-align: left }
 svg { max-width: 100%; height: auto } p { margin: 3px 0 }"""
 
 
-def figure(width: float, height: float) -> Figure:
+def figure(width: float, height: float, layout: Literal["constrained", "none"] = "constrained") -> Figure:
     """An empty figure without a window."""
     need("matplotlib")
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(width, height), layout="constrained")
+    made = Figure(figsize=(width, height), layout=layout)
     FigureCanvasSVG(made)
     return made
 
@@ -76,7 +76,9 @@ def draw_sizes(rows: Sequence[Row]) -> Figure:
     """A small picture an op: GFLOP/s, or GB/s for those that only move, by the bytes they touch."""
     by_op = [(name, list(found)) for name, found in groupby(rows, key=lambda row: row["name"])]
     lines = math.ceil(len(by_op) / COLUMNS)
-    made = figure(14, 2.1 * lines + 0.6)
+    height = 2.1 * lines + 0.9
+    made = figure(14, height, "none")  # to arrange so many would take a minute
+    made.subplots_adjust(0.04, 0.6 / height, 0.99, 1 - 0.6 / height, wspace=0.2, hspace=0.45)
     shade = colours([row["who"] for row in rows])
     grid = made.subplots(lines, COLUMNS, squeeze=False).ravel()
     for axes, (name, found) in zip(grid, by_op, strict=False):
@@ -87,14 +89,15 @@ def draw_sizes(rows: Sequence[Row]) -> Figure:
                 [row["bytes"] for row in mine], [speed(row) for row in mine], "o-", color=shade[who], ms=3, lw=1.2
             )
         axes.set_title(f"{name}, {'GFLOP/s' if found[0]['flops'] else 'GB/s'}", fontsize=8, loc="left")
-        axes.tick_params(labelsize=6.5, which="both")
+        axes.minorticks_off()
+        axes.tick_params(labelsize=6.5)
         tidy(axes)
     for axes in grid[len(by_op) :]:
         axes.set_axis_off()
     for who, colour in shade.items():
         grid[0].plot([], [], "o-", color=colour, ms=3, lw=1.2, label=who)
-    made.legend(loc="outside upper left", ncols=len(shade), frameon=False, fontsize=9)
-    made.supxlabel("bytes of the arguments", fontsize=9)
+    made.legend(loc="upper left", ncols=len(shade), frameon=False, fontsize=9)
+    made.text(0.5, 0.15 / height, "bytes of the arguments", ha="center", fontsize=9)
     return made
 
 

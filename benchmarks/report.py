@@ -126,8 +126,12 @@ def time_text(seconds: float) -> str:
     unit, scale = next(
         (u, s) for u, s in (("s", 1), ("ms", 1e3), ("us", 1e6), ("ns", 1e9)) if seconds * s >= 1 or s == 1e9
     )
-    value = seconds * scale
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
+    return f"{three_digits(seconds * scale)} {unit}"
+
+
+def three_digits(value: float) -> str:
+    """Three digits at least, and none behind a point that are not worth it."""
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else f"{value:g}"
 
 
 def cells(rows: Sequence[Row], who: Sequence[str]) -> list[str]:
@@ -206,8 +210,8 @@ def op_tables(rows: Sequence[Row], dtype: str, engines: Sequence[str], roofs: Ro
         attained = ["", "", ""]
         if best:
             attained = [
-                f"{gflops(best):.3g}" if best["flops"] else "",
-                f"{best['bytes'] / median(best) / 1e9:.3g}",
+                three_digits(gflops(best)) if best["flops"] else "",
+                three_digits(best["bytes"] / median(best) / 1e9),
                 f"{share_of_roof(best, roofs):.0%}",
             ]
         lines.append([name, size, *cells([r for r in rivals if r["who"] in who], who), *attained])

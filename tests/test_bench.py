@@ -183,7 +183,7 @@ def test_the_notebooks_ways_are_right(op, ways):
         case.check()
 
 
-@pytest.mark.parametrize("name", ["decay", "sgd", "next_batch", "adam", "next_rate"])
+@pytest.mark.parametrize("name", ["decay", "sgd", "next_batch", "adam", "next_rate", "l2_loss"])
 def test_each_turn_starts_anew(name, engine):
     """So that what is updated in place neither runs out of rows nor fades away."""
     (case,) = [x for x in op_cases([name], [engine], ["small"], ["float32"]) if x.who == engine.name]
@@ -414,7 +414,9 @@ def test_tables_mark_the_fastest_and_give_ratios():
     roofs = Roofs({"float32": 1e10, "float64": 1e10}, [(1 << 20, 4e9)], None)
     about = {"settings": {"engines": ["numpy", "numba"]}, "rows": rows, "roofs": roofs._asdict()}
     (table,) = report.tables(about)
-    assert table.rows == [["relu_forward", "small", "5.00 us (2.50)", "2.00 us *", "20.0 us (10.00)", "1", "2", "50%"]]
+    assert table.rows == [
+        ["relu_forward", "small", "5.00 us (2.50)", "2.00 us *", "20.0 us (10.00)", "1.00", "2.00", "50%"]
+    ]
     assert "| 2.00 us * |" in table.markdown()
     assert "<td class=best>2.00 us *</td>" in table.html()
     lines = table.text().splitlines()
