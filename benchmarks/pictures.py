@@ -32,7 +32,7 @@ td:first-child, th:first-child { text-align: left }
 svg { max-width: 100%; height: auto } p { margin: 3px 0 }"""
 
 
-def figure(width: float, height: float, layout: Literal["constrained", "none"] = "constrained") -> Figure:
+def figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     """An empty figure without a window."""
     need("matplotlib")
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -77,7 +77,7 @@ def draw_sizes(rows: Sequence[Row]) -> Figure:
     by_op = [(name, list(found)) for name, found in groupby(rows, key=lambda row: row["name"])]
     lines = math.ceil(len(by_op) / COLUMNS)
     height = 2.1 * lines + 0.9
-    made = figure(14, height, "none")  # to arrange so many would take a minute
+    made = figure(14, height, None)  # to arrange so many would take a minute
     made.subplots_adjust(0.04, 0.6 / height, 0.99, 1 - 0.6 / height, wspace=0.2, hspace=0.45)
     shade = colours([row["who"] for row in rows])
     grid = made.subplots(lines, COLUMNS, squeeze=False).ravel()
