@@ -14,7 +14,7 @@ from fastbp.benchmarks.suite import engines_of
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     sizes = ["small"] if metafunc.config.getoption("benchmark_disable") else list(SIZES)
-    metafunc.parametrize("case", op_cases(engines=engines_of(None), sizes=sizes), ids=str)
+    metafunc.parametrize("case", list(op_cases(engines=engines_of(None), sizes=sizes)), ids=str)
 
 
 @pytest.mark.benchmark(timer=CLOCK)

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--engines", metavar="E,E", help="engines (default: those that are installed)")
     add("--sizes", metavar="S,S", help="small, medium, large (default: all; with --quick the first two)")
     add("--dtypes", metavar="D,D", help="float32, float64 (default: both; with --quick float32)")
-    add("--networks", metavar="N,N", help="such as 64-128-10 (default: all; with --quick without the largest)")
+    add("--networks", metavar="N,N", help="such as 64-128-10 (default: all; with --quick the first three)")
     add("--against", metavar="L,L", help="other libraries to train with: torch, torch.compile, jax, sklearn")
     add("--repeats", metavar="N", help="turns of each case (default: 11; with --quick 5)")
     add("--seeds", metavar="N", help="of the time to accuracy (default: 7; with --quick 3)")

@@ -109,7 +109,7 @@ def draw_roofline(rows: Sequence[Row], report: Report) -> Figure:
     intensities = [row["flops"] / row["bytes"] for row in rows]
     left, right = min(intensities) / 2, max(intensities) * 2
     peak = roofs.flops[dtype]
-    for size, speed in (roofs.copies[0], roofs.copies[-1]):
+    for size, speed in (max(roofs.copies, key=lambda copy: copy[1]), roofs.copies[-1]):
         xs = [left, peak / speed, max(right, peak / speed)]
         axes.loglog(xs, [min(peak, speed * x) / 1e9 for x in xs], color="#555", lw=1)
         label = f" {speed / 1e9:.0f} GB/s, a copy of {size / 2**20:.2g} MiB"

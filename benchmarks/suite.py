@@ -114,7 +114,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         engines_of(options.engines),
         chosen("--sizes", options.sizes, SIZES) if options.sizes else list(SIZES)[: 2 if quick else 3],
         chosen("--dtypes", options.dtypes, DTYPES) if options.dtypes else DTYPES[: 1 if quick else 2],
-        chosen("--networks", options.networks, NETWORKS) if options.networks else list(NETWORKS)[: 4 if quick else 5],
+        chosen("--networks", options.networks, NETWORKS) if options.networks else list(NETWORKS)[: 3 if quick else 5],
         libraries,
         count("--repeats", options.repeats) if options.repeats else 5 if quick else 11,
         0.001 if quick else 0.01,
