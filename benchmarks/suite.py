@@ -40,6 +40,8 @@ def report(options: argparse.Namespace) -> int:
             raise FileNotFoundError(f"cannot write {path!r}: it is a folder, or its folder is missing or read-only")
     if options.html or options.pictures:
         need("matplotlib")
+    if options.pictures:
+        Path(options.pictures).mkdir(parents=True, exist_ok=True)
     found = reports.load(options.source) if options.source else measure_all(plan_of(options))
     if options.json:
         reports.save(options.json, found)
