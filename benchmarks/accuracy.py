@@ -74,7 +74,7 @@ def mnist() -> tuple[Array, Array]:
 
 GOALS = {
     "digits to 97 %": Goal(digits, (64, 128, 10), 32, 1440, 0.001, 0.97, 40),
-    "MNIST 5000 to 93 %": Goal(mnist, (784, 256, 10), 50, 4000, 0.001, 0.93, 12),
+    "MNIST 5000 to 93 %": Goal(mnist, (784, 256, 10), 50, 4500, 0.001, 0.93, 20),
 }
 
 
