@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -95,8 +95,12 @@ def median(row: Row) -> float:
 
 
 def measure(
-    cases: Sequence[Case], repeats: int, seconds: float, done: Callable[[Case], object] = lambda case: None
-) -> Iterator[tuple[list[Row], Look]]:
+    cases: Sequence[Case],
+    repeats: int,
+    seconds: float,
+    done: Callable[[Case], object] = lambda case: None,
+    passes: int = 1,
+) -> tuple[list[Row], list[Look]]:
     """Check and time the cases, group by group.
 
     Parameters
@@ -104,37 +108,49 @@ def measure(
     cases : sequence of Case
         Rivals stand side by side.
     repeats : int
-        Turns of each case.
+        Turns of each case, in all passes together.
     seconds : float
         About how long a turn takes, or one call if that takes longer.
     done : callable, optional
-        Called after each case.
+        Called after each case, in each pass.
+    passes : int, default 1
+        How often to go through all cases, so that a while in which the machine is slow does not meet all turns of one.
 
-    Yields
-    ------
+    Returns
+    -------
     rows : list of dict
-        Of one group. A case that computes something wrong is not timed: its row has ``"error"`` and no seconds.
-    look : Look
-        At a core, before the group's turns.
+        A case that computes something wrong is not timed: its row has ``"error"`` and no seconds.
+    looks : list of Look
+        At a core, before each group's turns.
     """
-    for _, group in itertools.groupby(cases, key=lambda case: case.group):
-        rivals, rows, right = list(group), [], []
-        for case in rivals:
-            try:
-                case.check()
-            except Exception as error:  # whatever a kernel may do wrong
-                said = str(error) if isinstance(error, AssertionError) else repr(error)
-                rows.append(case.row(seconds=[], error=" ".join(said.split())))
+    rows, wrong, looks = [case.row(seconds=[]) for case in cases], set(), []
+    for turn in range(passes):
+        for _, group in itertools.groupby(enumerate(cases), key=lambda place: place[1].group):
+            rivals = list(group)
+            for i, case in rivals:
+                if turn == 0 and (error := error_of(case)):
+                    rows[i]["error"] = error
+                    wrong.add(i)
+            looks.append(look())
+            right = [(i, case) for i, case in rivals if i not in wrong]
+            taken = time_group([case for _, case in right], len(range(turn, repeats, passes)), seconds)
+            for i, case in right:
+                rows[i]["seconds"] += taken[case.who]
+                rows[i].setdefault("core_flops", []).append(looks[-1].flops)
+                if case.phases and turn == 0:
+                    rows[i]["phases"] = case.phases()
+            for _, case in rivals:
                 done(case)
-            else:
-                right.append(case)
-        seen = look()
-        taken = time_group(right, repeats, seconds)
-        for case in right:
-            phases = {"phases": case.phases()} if case.phases else {}
-            rows.append(case.row(seconds=taken[case.who], core_flops=seen.flops, **phases))
-            done(case)
-        yield rows, seen
+    return rows, looks
+
+
+def error_of(case: Case) -> str:
+    """What is wrong with a case's results; empty where they are right."""
+    try:
+        case.check()
+    except Exception as error:  # whatever a kernel may do wrong
+        return " ".join((str(error) if isinstance(error, AssertionError) else repr(error)).split())
+    return ""
 
 
 def time_group(rivals: Sequence[Case], repeats: int, seconds: float) -> dict[str, list[float]]:

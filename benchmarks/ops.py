@@ -8,7 +8,7 @@ size with NumPy's kernel in float64.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -44,9 +44,9 @@ class Problem:
         self.sizes = {letter: n for letter, n in SIZES[size].items() if letter in letters}
         self.inputs = op.sample(np.random.default_rng(0), self.sizes, self.dtype)
         self.changed = [i for i, arg in enumerate(op.inputs) if arg.inplace]
-        self.expected = self._expect()
 
-    def _expect(self) -> list[Array]:
+    @cached_property
+    def expected(self) -> list[Array]:
         """What is updated, then the outputs."""
         op, numpy = self.op, fastbp.engine("numpy")
         wide = [x.astype(np.float64) if x.dtype == np.float32 else x.copy() for x in self.inputs]

@@ -233,8 +233,9 @@ def training_table(rows: Sequence[Row], suite: str) -> Table:
         line = [f"{name}, {rivals[0]['sizes']['batch']}", *cells(rivals, who)]
         alone = next((row for row in rivals if row["who"] == one and row["seconds"]), None)
         if one in who:
-            peak = alone and alone.get("core_flops")
-            line.append(f"{alone['flops'] / median(alone) / peak:.0%}" if alone and peak else "")
+            peaks = [flops for flops in alone["core_flops"] if flops] if alone else []
+            share = alone["flops"] / median(alone) / statistics.median(peaks) if alone and peaks else math.nan
+            line.append("" if math.isnan(share) else f"{share:.0%}")
         lines.append(line)
     what = "A training step" if suite == "steps" else "An epoch, with what a call of fit costs besides"
     return Table(what, ["network, batch", *who, *(["1 thread of its peak"] if one in who else [])], lines)

@@ -18,7 +18,7 @@ from fastbp.tables import need
 
 from . import accuracy
 from . import report as reports
-from .cases import Row, measure
+from .cases import measure
 from .compare import changes, changes_table, doubts_between
 from .devices import timing_of
 from .libraries import LIBRARIES, check_installed
@@ -163,7 +163,7 @@ def engines_of(text: str | None) -> list[Engine]:
 
 def measure_all(plan: Plan) -> reports.Report:
     """Run a plan; the report."""
-    load = load_average()
+    load, passes = load_average(), min(plan.repeats, 2 if plan.quick else 3)
     cases = list(op_cases(plan.ops, plan.engines, plan.sizes, plan.dtypes)) if "ops" in plan.suites else []
     training = training_cases(plan.networks, plan.engines, plan.libraries)
     cases += [case for case in training if case.suite in plan.suites]
@@ -171,13 +171,10 @@ def measure_all(plan: Plan) -> reports.Report:
     goals = list(accuracy.GOALS)[: 1 if plan.quick else None] if "accuracy" in plan.suites else []
     for name in goals:
         accuracy.GOALS[name].load()  # what it needs is missed now, not after the measuring
-    rows: list[Row] = []
-    looks = [look()]
-    with Progress(len(cases) + len(goals) * len(who) * plan.seeds, None, "case") as progress:
+    total = len(cases) * passes + len(goals) * len(who) * plan.seeds
+    with Progress(total, None, "case") as progress:
         roofs = measure_roofs(plan.quick)
-        for found, seen in measure(cases, plan.repeats, plan.seconds, lambda _: progress.step({})):
-            rows += found
-            looks.append(seen)
+        rows, looks = measure(cases, plan.repeats, plan.seconds, lambda _: progress.step({}), passes)
         for name in goals:
             rows += accuracy.reach(name, who, plan.seeds, lambda: progress.step({}))
             looks.append(look())

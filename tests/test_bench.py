@@ -4,6 +4,7 @@ import json
 import math
 import re
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def raises(x, y):
 )
 def test_a_wrong_kernel_is_not_timed_and_hides_no_other(wrong, size, said):
     engines = [fastbp.engine("numpy"), planted("relu_forward", wrong)]
-    ((rows, _),) = measure(list(op_cases(["relu_forward"], engines, [size], ["float32"])), 2, 1e-4)
+    rows, _ = measure(list(op_cases(["relu_forward"], engines, [size], ["float32"])), 2, 1e-4)
     found = {row["who"]: row for row in rows}
     assert set(found) == {"numpy", "planted", "notebook"}
     assert found["planted"]["seconds"] == []
@@ -122,7 +123,7 @@ def test_a_wrong_kernel_is_not_timed_and_hides_no_other(wrong, size, said):
 @pytest.mark.parametrize("op", ["sgd", "dense_forward", "softmax_cross_entropy"])
 def test_what_an_op_leaves_out_is_found(op):
     engines = [planted(op, lambda *arguments: None)]
-    ((rows, _),) = measure(list(op_cases([op], engines, ["small"], ["float64"])), 1, 1e-4)
+    rows, _ = measure(list(op_cases([op], engines, ["small"], ["float64"])), 1, 1e-4)
     assert "wrong" in next(row for row in rows if row["who"] == "planted")["error"]
 
 
@@ -226,6 +227,25 @@ def test_what_a_case_leaves_awake_is_waited_for(clock):
     case, _ = case_of("a", 0.01, clock, awake=5.0)
     assert time_group([case], 2, 0.01)["a"] == pytest.approx([0.01, 0.01])
     assert clock.now > 10
+
+
+def test_passes_spread_the_turns_of_a_case_over_the_run(clock, calm):
+    order, checks, seen = [], [], []
+
+    def one(name):
+        case, _ = case_of("a", 0.01, clock)
+
+        def prepare():
+            order.append(name)
+            return case.prepare()
+
+        return replace(case, name=name, prepare=prepare, check=lambda: checks.append(name))
+
+    rows, looks = measure([one("first"), one("second")], 5, 0.01, lambda case: seen.append(case.name), passes=2)
+    assert order == seen == ["first", "second"] * 2
+    assert checks == ["first", "second"]
+    assert [row["seconds"] for row in rows] == [pytest.approx([0.01] * 5)] * 2
+    assert len(looks) == 4
 
 
 # the roofline
@@ -349,7 +369,7 @@ def test_an_op_on_a_device_is_waited_for_and_has_its_phases(clock, monkeypatch):
     monkeypatch.setattr("fastbp.benchmarks.cases.look", lambda: Look(None, 1.0))
     engine = OnDevice(clock)
     cases = [case for case in op_cases(["multiply"], [engine], ["small"], ["float32"]) if case.who == "fake"]
-    ((rows, _),) = measure(cases, 2, 0.01)
+    rows, _ = measure(cases, 2, 0.01)
     assert rows[0]["seconds"] == pytest.approx([2.01, 2.01], rel=0.01)
     assert set(rows[0]["phases"]) == {"transfer", "compile", "first call", "launch", "device"}
     about = {
