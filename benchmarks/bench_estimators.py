@@ -1,6 +1,6 @@
 """The estimators beside scikit-learn's: the same arguments, data and seeds.
 
-    python benchmarks/bench_estimators.py [--json FILE] [--cases digits ...] [--repeats N]
+    python -m fastbp.benchmarks.bench_estimators [--json FILE] [--cases digits ...] [--repeats N]
 
 Of each case both first train for a few epochs, and their losses are compared: one that computes something else is an
 error. Then they take turns in one run; the table shows medians, and how many times longer scikit-learn took. As
@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pytest
@@ -30,11 +30,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
 import fastbp.estimators
+from fastbp.benchmarks.machine import machine
+from fastbp.kernels.ops import Array
 
 CONTENDERS = {"fastbp": fastbp.estimators, "scikit-learn": sklearn.neural_network}
 PAUSE = 0.1  # seconds in which the last contender's threads go to sleep
 CALLS = 200  # of partial_fit or predict in a turn
-Data = tuple[np.ndarray, np.ndarray]
+Data: TypeAlias = tuple[Array, Array]
 
 
 class Case(NamedTuple):
@@ -55,7 +57,8 @@ def digits() -> Data:
 
 @cache
 def table() -> Data:
-    return make_classification(20_000, 30, n_informative=10, n_classes=3, random_state=0)
+    X, y = make_classification(20_000, 30, n_informative=10, n_classes=3, random_state=0)
+    return X, y
 
 
 @cache
@@ -126,7 +129,8 @@ def check(case: Case, dtype: str) -> None:
     for contender in CONTENDERS:
         model = estimator(contender, case, max_iter=3).fit(X[:2000].astype(dtype), y[:2000])
         losses.append([*getattr(model, "loss_curve_", ()), model.loss_])
-    np.testing.assert_allclose(*losses, rtol=1e-6 if dtype == "float64" else 2e-3)
+    ours, others = map(np.array, losses)
+    np.testing.assert_allclose(ours, others, rtol=1e-6 if dtype == "float64" else 2e-3)
 
 
 def prepare(contender: str, case: Case, dtype: str) -> Callable[[], Any]:
@@ -197,8 +201,6 @@ HEAD = "| case | dtype | fastbp ms | scikit-learn ms | ratio |\n|---|---|---|---
 
 
 def main() -> None:
-    from train_step import machine
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--repeats", type=int, default=5)

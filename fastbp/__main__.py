@@ -1,4 +1,4 @@
-"""The command line: ``fastbp train``, ``fastbp predict``, ``fastbp info``."""
+"""The command line: ``fastbp train``, ``predict``, ``check``, ``bench``, ``info``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .activations import ReLU
+from .benchmarks.command import DESCRIPTION, add_arguments
+from .benchmarks.command import run as run_bench
 from .conformance import check
 from .cross_entropy import SoftmaxCrossEntropy
 from .encoding import Category, Encoder, Split, prepare
@@ -43,6 +45,7 @@ EXAMPLES = """examples:
   fastbp train houses.csv --target price --save houses.model
   fastbp predict houses.model new.csv --output prices.csv
   fastbp check numba
+  fastbp bench --quick
   fastbp info
 """
 TRAIN = """Train a network of dense layers and ReLU with Adam, on 80 % of the rows; the others are held out to judge it.
@@ -78,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code: 0, or 1 where ``check`` found a fault. What the user did wrong becomes one line on stderr and
-        SystemExit with code 2.
+        The exit code: 0, or 1 where ``check`` or ``bench`` found a fault. What the user did wrong becomes one line on
+        stderr and SystemExit with code 2.
     """
     parser = make_parser()
     options = parser.parse_args(arguments)
@@ -141,6 +144,12 @@ def make_parser() -> argparse.ArgumentParser:
     check.add_argument("engine", metavar="ENGINE", help="numpy, numba, cupy, or the name of an installed one")
     check.add_argument("--ops", metavar="OP,OP", help="names of ops (default: all)")
     check.set_defaults(run=run_check)
+
+    bench = commands.add_parser(
+        "bench", help="measure ops and training on this machine", description=DESCRIPTION, formatter_class=raw
+    )
+    add_arguments(bench)
+    bench.set_defaults(run=run_bench)
 
     info = commands.add_parser(
         "info", help="versions, cores, engines and BLAS of this machine, and what auto chose on it"
