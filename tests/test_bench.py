@@ -447,7 +447,7 @@ def test_tables_mark_the_fastest_and_give_ratios():
     ("arguments", "said"),
     [
         (["--ops", "dense_foward"], "--ops: there is no 'dense_foward'; did you mean dense_forward"),
-        (["--engines", "nimba"], "engine must be one of numpy, numba, cupy, got 'nimba'"),
+        (["--engines", "nimba"], "engine must be one of numpy, numba, cupy or auto, got 'nimba'"),
         (["--against", "theano"], "--against: there is no 'theano'; known are torch, torch.compile, jax, sklearn"),
         (["--sizes", "huge"], "--sizes: there is no 'huge'; known are small, medium, large"),
         (["--dtypes", "float16"], "--dtypes: there is no 'float16'; did you mean float"),
