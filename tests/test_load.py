@@ -1,5 +1,6 @@
 """Many steps, threads and processes: the bits stay, and memory does not grow."""
 
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -56,6 +57,7 @@ def test_memory_does_not_grow(engine):
             model.forward(X[:7])
         model.fit(X, Y, epochs=5 * times, batch_size=10)
         model.history.clear()
+        gc.collect()
 
     work(20)
     tracemalloc.start()
