@@ -338,8 +338,9 @@ class Sequential(Network):
         outputs = self._outputs(self._features_of(X))
         if self.loss is None:
             return like(X, outputs)
-        if self.loss.classifies and (undecided := np.isnan(outputs).any(axis=1)).any():
-            raise FloatingPointError(f"the outputs for row {undecided.argmax()} of X are NaN: they say no class")
+        if self.loss.classifies and np.isnan(outputs.min()):
+            row = np.isnan(outputs).any(axis=1).argmax()
+            raise FloatingPointError(f"the outputs for row {row} of X are NaN: they say no class")
         return like(X, self.loss.decide(outputs))
 
     def predict_proba(self, X: Any) -> Any:

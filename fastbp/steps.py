@@ -167,7 +167,7 @@ def signature(part: Part) -> tuple[Any, ...]:
 
     A recording keeps those arrays alive, so their identity is never used again while it may be looked up.
     """
-    settings = [(name, content(value)) for name, value in part.settings().items()]
+    settings = [(name, x.__class__, _content_of(x.__class__)(x)) for name, x in part.settings().items()]
     return type(part), *settings, *[id(part.__dict__[name]) for name in part.arrays()]
 
 
