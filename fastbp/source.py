@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .boundary import as_samples
-from .interop import is_sparse
+from .interop import dense, is_sparse
 from .losses import Loss
 from .steps import signature
 from .training import Data, batches
@@ -101,7 +101,8 @@ class Source:
     def _checked(self, batches: Iterable[Any]) -> Iterator[Data]:
         place = -1
         for place, batch in enumerate(batches):
-            yield self._model.checked(*as_samples(batch, f"batch {place}"), f"batch {place}: ", self.loss())
+            X, y, weights = as_samples(batch, f"batch {place}")
+            yield self._model.checked(dense(X), y, weights, f"batch {place}: ", self.loss())
         if place < 0:
             raise ValueError("there is no batch (left): pass a list, or a function that returns an iterator")
 

@@ -135,6 +135,12 @@ def test_sparse_rows_train_to_the_bits_of_dense_ones(engine, dtype, sparse, form
     assert (table != getattr(sparse, form)(rows)).nnz == 0
 
 
+def test_batches_may_be_sparse(engine, sparse):
+    batches = [(X[:9], Y[:9]), (X[9:], Y[9:])]
+    ours = small_model(engine).fit(batches, epochs=2)
+    assert state_of(small_model(engine).fit([(sparse.csr_array(x), y) for x, y in batches], epochs=2)) == state_of(ours)
+
+
 def test_sparse_codes_for_an_embedding(engine, sparse):
     codes = np.array([[0, 1.5], [2, 0], [1, 0], [0, -1]])
 
