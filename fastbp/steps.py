@@ -202,6 +202,7 @@ class Run:
             size = min(steps, max(1, int(SLICE_SECONDS / seconds)) if seconds else 1)
             start = time.perf_counter()
             tape.run(size)
+            self._model.engine.synchronize()
             self._seconds_a_step[tape] = (time.perf_counter() - start) / size
             steps -= size
             self._check(size)

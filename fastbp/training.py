@@ -49,6 +49,7 @@ class Trainer:
         self._accumulate, self._watched = accumulate, watched
         self._bound = contextlib.ExitStack()
         self._memory: Memory | None = None  # that `_run` looks after
+        self._data: Data | None = None  # of which `_tables` are
 
     def __enter__(self) -> Self:
         return self
@@ -107,9 +108,11 @@ class Trainer:
     def _prepare(self, data: Data, plan: Sequence[tuple[str, int, int]]) -> list[tuple[Tape, int]]:
         self._bound.close()
         model, engine = self._model, self._model.engine
-        slots = {"X": engine.table(data.X), "y": engine.table(data.y), "order": engine.table(np.arange(len(data.X)))}
-        if data.weights is not None:
-            slots["weights"] = engine.table(data.weights)
+        if data is not self._data:
+            self._data = data
+            tables = {"X": data.X, "y": data.y, "weights": data.weights}
+            self._tables = {name: engine.table(x) for name, x in tables.items() if x is not None}
+        slots = self._tables | {"order": engine.table(np.arange(len(data.X)))}
         if self._optimizer is not None and self._optimizer.schedule is not None:
             slots["rates"] = engine.zeros((sum(n for kind, _, n in plan if kind != "gradients") or 1,), np.float64)
         self._slots = slots

@@ -100,9 +100,9 @@ class Engine(OpCaller):
         array: Array = np.require(real_array(x), dtype, ["C", "A"])
         return array
 
-    def table(self, x: Array) -> Array:
+    def table(self, x: Any) -> Array:
         """A user's table where a replay can read it: here just where it is, at any stride."""
-        return x
+        return native(real_array(x))
 
     def owns(self, x: Any) -> bool:
         """Whether `x` is an array of this engine's kind."""
@@ -140,6 +140,9 @@ class Engine(OpCaller):
     def integers(self, *values: int) -> Array:
         """Numbers for an op's ``i`` arguments."""
         return self.asarray(np.array(values, np.int64))
+
+    def synchronize(self) -> None:
+        """Wait until all that was asked for is done, where calls come back before that."""
 
     def load_libraries(self) -> None:
         """Load now what would be loaded when it is first needed."""
@@ -190,7 +193,7 @@ class Engine(OpCaller):
         floats: np.dtype[Any] | None = None
         for arg, value in zip(op.inputs, arguments, strict=True):
             try:
-                array = value if arg.inplace else native(real_array(value)) if arg.kind == "a" else self.asarray(value)
+                array = value if arg.inplace else self.table(value) if arg.kind == "a" else self.asarray(value)
             except DTypeError:
                 real_array(value, f"{op.name}: {arg.name}")  # the same again, with its name
                 raise
@@ -208,10 +211,11 @@ class Engine(OpCaller):
         return arrays, floats or np.dtype(np.float64)
 
     def _check_written(self, op: Op, arg: Arg, array: Any, dtype: np.dtype[Any]) -> None:
+        writeable = not self.owns(array) or getattr(array.flags, "writeable", True)  # CuPy's arrays always are
         if not self.owns(array):
             got = f"a {type(array).__name__}"
-        elif array.dtype != dtype or not array.flags.c_contiguous or not array.flags.writeable:
-            got = f"{array.dtype} with strides {array.strides}" + ("" if array.flags.writeable else ", read-only")
+        elif array.dtype != dtype or not array.flags.c_contiguous or not writeable:
+            got = f"{array.dtype} with strides {array.strides}" + ("" if writeable else ", read-only")
         else:
             return
         raise DTypeError(f"{op.name}: {arg.name} must be a writeable C-contiguous {dtype} array, got {got}")
@@ -222,7 +226,8 @@ class Engine(OpCaller):
         self._check_written(op, arg, array, dtype)
         if array.shape != shape:
             raise ValueError(f"{op.name}: out for {arg.name} must have shape {shape}, got {array.shape}")
-        if any(np.may_share_memory(array, other) for other in inputs):
+        start, stop = self.span(array)
+        if any(first < stop and start < last for first, last in map(self.span, inputs)):
             raise ValueError(f"{op.name}: out for {arg.name} overlaps an input")
 
     def __reduce__(self) -> tuple[type[Engine], tuple[()]]:
