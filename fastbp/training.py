@@ -75,7 +75,7 @@ class Trainer:
         if order is not None:
             self._slots["order"][...] = self._model.engine.asarray(order)
         self._replay()
-        return self._loss.value(self._model.memory.total)
+        return self._loss.value(self._model.engine.asnumpy(self._model.memory.total))
 
     def epoch_through(self, batches: Iterable[Data]) -> float:
         """Train for an epoch over batches as they come; returns its loss."""
@@ -93,7 +93,7 @@ class Trainer:
         if waiting and self._accumulate > 1:
             self._replays = self._prepare(data, [("update", 0, 1)])
             self._replay()
-        return self._loss.value(self._model.memory.total)
+        return self._loss.value(self._model.engine.asnumpy(self._model.memory.total))
 
     def _plan(self, rows: int, batch_size: int) -> list[tuple[str, int, int]]:
         """What an epoch replays: the kind of recording, its rows, and how often."""

@@ -133,9 +133,7 @@ class Blas:
 
     def product(
         self,
-        a: Matrix,
-        b: Matrix,
-        c: Matrix,
+        matrices: tuple[Matrix, Matrix, Matrix],
         dtype: np.dtype[Any],
         workspace: int,
         *,
@@ -149,8 +147,8 @@ class Blas:
 
         Parameters
         ----------
-        a, b, c : Matrix
-            As they lie in memory; `transpose_a` and `transpose_b` say which of them count as transposed.
+        matrices : (Matrix, Matrix, Matrix)
+            a, b and c as they lie in memory; `transpose_a` and `transpose_b` say which of them count as transposed.
         dtype : dtype
             float32 or float64.
         workspace : int
@@ -166,22 +164,22 @@ class Blas:
             Given a stream, it launches the product. None where the library cannot add a bias or apply ReLU here.
         """
         compute = COMPUTE_64F if dtype == np.float64 else compute
-        fused = _Product(self, a, b, c, dtype, workspace, transpose_a, transpose_b, compute, bias, relu)
+        product = matrices, dtype, workspace, transpose_a, transpose_b, compute
+        fused = _Product(self, *product, bias, relu)
         if fused.algorithm is not None:
             return fused
-        return None if bias or relu else self._classic(a, b, c, dtype, workspace, transpose_a, transpose_b, compute)
+        return None if bias or relu else self._classic(*product)
 
     def _classic(
         self,
-        a: Matrix,
-        b: Matrix,
-        c: Matrix,
+        matrices: tuple[Matrix, Matrix, Matrix],
         dtype: np.dtype[Any],
         workspace: int,
         transpose_a: bool,
         transpose_b: bool,
         compute: int,
     ) -> Callable[[int], None]:
+        a, b, c = matrices
         handle, kind = self.handle("cublasCreate_v2"), TYPES[dtype.name]
         one, zero = np.ones(1, dtype), np.zeros(1, dtype)
         inner = a.rows if transpose_a else a.columns
@@ -209,9 +207,7 @@ class _Product:
     def __init__(
         self,
         blas: Blas,
-        a: Matrix,
-        b: Matrix,
-        c: Matrix,
+        matrices: tuple[Matrix, Matrix, Matrix],
         dtype: np.dtype[Any],
         workspace: int,
         transpose_a: bool,
@@ -220,6 +216,7 @@ class _Product:
         bias: int,
         relu: bool,
     ) -> None:
+        a, b, c = matrices
         self._blas, self._memory, self._workspace = blas, (b.address, a.address, c.address), workspace
         self._made: list[tuple[str, c_void_p]] = []
         kind = TYPES[dtype.name]

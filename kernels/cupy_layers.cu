@@ -3,7 +3,7 @@
 ONE_BLOCK next_batch(Integers order, Integers cursor, Integers rows)
 {
     Index start = cursor[0];
-    ALONG_ROW(i, rows.size)
+    EACH(i, rows.size)
         rows[i] = order[start + i];
     __syncthreads();
     if (is_first_thread())
@@ -79,14 +79,13 @@ __device__ static Block philox(unsigned long long counter, Words key)
 
 ELEMENTS dropout_forward(Matrix x, Doubles rate, Words key, Matrix y, Matrix mask, Room room)
 {
-    Index size = x.rows * x.columns, thread = (blockIdx.y * blockDim.y + threadIdx.y) * (Index)gridDim.x * blockDim.x;
-    thread += blockIdx.x * (Index)blockDim.x + threadIdx.x;
+    Index size = x.rows * x.columns;
     Real scale = rate[0] < 1 ? 1 / (1 - rate[0]) : 0;
-    for (Index start = 8 * thread; start < size; start += 8 * (Index)gridDim.x * blockDim.x * gridDim.y * blockDim.y) {
-        Block random = philox(start / 8 + 1, key);
-        for (Index k = start; k < start + 8 && k < size; k++) {
+    EACH(block, (size + 7) / 8) {
+        Block random = philox(block + 1, key);
+        for (Index k = 8 * block; k < 8 * block + 8 && k < size; k++) {
             Index i = k / x.columns, j = k % x.columns;
-            unsigned half = random.word[(k - start) / 2] >> (k % 2 ? 32 : 0);
+            unsigned half = random.word[k % 8 / 2] >> (k % 2 ? 32 : 0);
             mask(i, j) = (half >> 8) / 16777216.0 >= rate[0] ? scale : 0;
             y(i, j) = x(i, j) * mask(i, j);
         }

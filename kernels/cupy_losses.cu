@@ -146,7 +146,7 @@ template <class Targets>
 __device__ void softmax_rows(Matrix z, Targets t, Vector weights, Doubles class_weight, Doubles smoothing, Doubles mean,
                              Doubles total, Vector cost, Matrix dz, Room room)
 {
-    double costs = 0, weight = is_first_thread() && blockIdx.x == 0 ? room.sum(0) : 0;
+    double costs = 0, weight = is_first_thread() && block_of_grid() == 0 ? room.sum(0) : 0;
     Real scale = inverse_weight(mean, room);
     EACH_ROW(i, z.rows) {
         Exponents row = exponents(z, i);
@@ -187,7 +187,7 @@ ROWS soft_softmax_cross_entropy(Matrix z, Matrix t, Vector weights, Doubles clas
 ROWS soft_cross_entropy(Matrix p, Matrix t, Vector weights, Doubles class_weight, Doubles smoothing, Doubles mean,
                         Doubles total, Vector cost, Matrix dp, Room room)
 {
-    double costs = 0, weight = is_first_thread() && blockIdx.x == 0 ? room.sum(0) : 0;
+    double costs = 0, weight = is_first_thread() && block_of_grid() == 0 ? room.sum(0) : 0;
     Real scale = inverse_weight(mean, room);
     EACH_ROW(i, p.rows) {
         double sum = 0, sums = 0;
@@ -223,7 +223,7 @@ __device__ void elementwise(Matrix y, Matrix t, Vector weights, Doubles mean, Do
         costs += c;
         dy(i, j) = slope * (weights[i] * scale);
     }
-    bool first = is_first_thread() && blockIdx.x == 0 && blockIdx.y == 0;
+    bool first = is_first_thread() && block_of_grid() == 0;
     add_up(costs, first ? weight : 0, total, room);
 }
 

@@ -34,10 +34,11 @@ struct Table {
         case 2: return *(const short *)at;
         case 3: return *(const int *)at;
         case 4: return *(const long long *)at;
-        case 5: return *(const unsigned short *)at;
-        case 6: return *(const unsigned *)at;
-        case 7: return *(const unsigned long long *)at;
-        case 8: return *(const float *)at;
+        case 5: return *(const unsigned char *)at;
+        case 6: return *(const unsigned short *)at;
+        case 7: return *(const unsigned *)at;
+        case 8: return *(const unsigned long long *)at;
+        case 9: return *(const float *)at;
         default: return *(const double *)at;
         }
     }
@@ -53,27 +54,38 @@ struct Room {
 };
 
 // ELEMENTS: as many threads as the last array has elements, or fewer. For the others the first array counts. ROWS: blocks
-// of (32, any), a warp for each row, or of (any, 1), a block for each row. COLUMNS: blocks of (32, up to 32).
-#define ELEMENTS extern "C" __global__ void __launch_bounds__(256)
-#define ROWS extern "C" __global__ void __launch_bounds__(256)
-#define COLUMNS extern "C" __global__ void __launch_bounds__(1024)
-#define ONE_BLOCK extern "C" __global__ void __launch_bounds__(256)
+// of (32, any), a warp for each row, or of (any, 1), a block for each row. COLUMNS: blocks of (32, up to 32). So one
+// block of (32, up to 32) suits all of them, which is how cupy_engine.py runs small networks: as parts of one kernel.
+#ifdef PARTS
+#define KERNEL(threads) __device__ static void
+#else
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#endif
+#define ELEMENTS KERNEL(256)
+#define ROWS KERNEL(256)
+#define COLUMNS KERNEL(1024)
+#define ONE_BLOCK KERNEL(256)
+
+__device__ static Index block_size() { return blockDim.x * blockDim.y; }
+__device__ static Index thread_of_block() { return threadIdx.y * blockDim.x + threadIdx.x; }
+__device__ static Index block_of_grid() { return blockIdx.y * gridDim.x + blockIdx.x; }
+__device__ static Index grid_size() { return gridDim.x * gridDim.y; }
+__device__ static bool is_first_thread() { return thread_of_block() == 0; }
 
 #define EACH(i, n) \
-    for (Index i = blockIdx.x * (Index)blockDim.x + threadIdx.x; i < (n); i += gridDim.x * (Index)blockDim.x)
-#define EACH_ELEMENT(i, j, x) \
-    for (Index i = blockIdx.y * (Index)blockDim.y + threadIdx.y; i < (x).rows; i += gridDim.y * (Index)blockDim.y) \
-        EACH(j, (x).columns)
+    for (Index i = block_of_grid() * block_size() + thread_of_block(); i < (n); i += grid_size() * block_size())
+#define EACH_ELEMENT(i, j, array) \
+    for (Index i = blockIdx.y * (Index)blockDim.y + threadIdx.y; i < (array).rows; i += gridDim.y * (Index)blockDim.y) \
+        for (Index j = blockIdx.x * (Index)blockDim.x + threadIdx.x; j < (array).columns; \
+             j += gridDim.x * (Index)blockDim.x)
 #define EACH_ROW(i, n) \
     for (Index i = blockIdx.x * (Index)blockDim.y + threadIdx.y; i < (n); i += gridDim.x * (Index)blockDim.y)
 #define ALONG_ROW(j, n) for (Index j = threadIdx.x; j < (n); j += blockDim.x)
 // all threads of a block go through as many columns, beyond the last one too: over_column waits for them
 #define EACH_COLUMN(j, n) \
     for (Index j = blockIdx.x * (Index)32 + threadIdx.x; j - threadIdx.x < (n); j += gridDim.x * (Index)32)
-#define ALONG_COLUMN(i, j, x) \
-    for (Index i = threadIdx.y; i < (x).rows && (j) < (x).columns; i += blockDim.y)
-
-__device__ static bool is_first_thread() { return threadIdx.x == 0 && threadIdx.y == 0; }
+#define ALONG_COLUMN(i, j, array) \
+    for (Index i = threadIdx.y; i < (array).rows && (j) < (array).columns; i += blockDim.y)
 
 __device__ static double combine(double x, double y, bool largest) { return largest ? fmax(x, y) : x + y; }
 
@@ -88,7 +100,7 @@ __device__ static double over_warp(double x, bool largest = false)
 __device__ static double over_block(double x, bool largest = false)
 {
     __shared__ double parts[32];
-    int thread = threadIdx.y * blockDim.x + threadIdx.x, warps = blockDim.x * blockDim.y / 32;
+    int thread = thread_of_block(), warps = block_size() / 32;
     x = over_warp(x, largest);
     __syncthreads(); // what was here before has been read
     if (thread % 32 == 0)
@@ -123,7 +135,7 @@ __device__ static bool is_last_block(Room room)
     __shared__ bool last;
     __syncthreads();
     if (is_first_thread()) {
-        unsigned others = gridDim.x * gridDim.y - 1;
+        unsigned others = grid_size() - 1;
         __threadfence();
         last = atomicInc(room.blocks(), others) == others;
         __threadfence();
@@ -135,17 +147,16 @@ __device__ static bool is_last_block(Room room)
 // Add up what all threads of the grid hold, always in the same order; true in the last block alone, which has the sums.
 __device__ static bool over_grid(double &x, double &y, Room room)
 {
-    Index block = blockIdx.y * gridDim.x + blockIdx.x, blocks = gridDim.x * gridDim.y;
     x = over_block(x);
     y = over_block(y);
     if (is_first_thread()) {
-        room.part(block, 0) = x;
-        room.part(block, 1) = y;
+        room.part(block_of_grid(), 0) = x;
+        room.part(block_of_grid(), 1) = y;
     }
     if (!is_last_block(room))
         return false;
     x = y = 0;
-    for (Index i = threadIdx.y * blockDim.x + threadIdx.x; i < blocks; i += blockDim.x * blockDim.y) {
+    for (Index i = thread_of_block(); i < grid_size(); i += block_size()) {
         x += room.part(i, 0);
         y += room.part(i, 1);
     }

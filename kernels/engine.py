@@ -141,6 +141,12 @@ class Engine(OpCaller):
         """Numbers for an op's ``i`` arguments."""
         return self.asarray(np.array(values, np.int64))
 
+    def at_precision(self, precision: str) -> Engine:
+        """This engine, but with products of float32 matrices in "fp32", "tf32" or "bf16", whose sums are in fp32."""
+        if precision != "fp32":
+            raise ValueError(f"precision must be 'fp32' on engine {self.name!r}, got {precision!r}")
+        return self
+
     def synchronize(self) -> None:
         """Wait until all that was asked for is done, where calls come back before that."""
 

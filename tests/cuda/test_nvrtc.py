@@ -22,7 +22,7 @@ def test_kernels_compile(file, floats, architecture):
         run(nvrtc.nvrtcVersion)
     except RuntimeError as error:
         pytest.skip(f"needs nvidia-cuda-nvrtc: {error}")
-    program = run(nvrtc.nvrtcCreateProgram, ENGINE.source(file, floats).encode(), b"kernels.cu", 0, [], [])
+    program = run(nvrtc.nvrtcCreateProgram, ENGINE.source([file], floats).encode(), b"kernels.cu", 0, [], [])
     options = [f"--gpu-architecture={architecture}".encode(), *(option.encode() for option in ENGINE.OPTIONS)]
     status = nvrtc.nvrtcCompileProgram(program, len(options), options)[0]
     log = b" " * run(nvrtc.nvrtcGetProgramLogSize, program)
