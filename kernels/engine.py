@@ -311,7 +311,7 @@ def native(array: Array) -> Array:
 def real_array(x: Any, name: str = "x") -> Array:
     """`x` as a NumPy array of real numbers, in its own dtype where that is float32 or float64.
 
-    Accepts arrays, lists, data frames and whatever speaks DLPack.
+    Accepts arrays, CuPy's too, lists, data frames and whatever speaks DLPack.
 
     Raises
     ------
@@ -322,6 +322,8 @@ def real_array(x: Any, name: str = "x") -> Array:
         raise DTypeError(f"{name} is a masked array; fill or drop what is masked first")
     if not isinstance(x, np.ndarray):
         try:
+            if hasattr(x, "__cuda_array_interface__") and hasattr(x, "get"):
+                x = x.get()  # CuPy's array, copied from the GPU
             if hasattr(x, "dtypes") and all(getattr(t, "kind", "O") in "fiub" for t in np.atleast_1d(x.dtypes)):
                 x = x.to_numpy(np.float64, na_value=np.nan)  # a frame whose columns mix types would give objects
             else:

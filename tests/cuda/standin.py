@@ -3,6 +3,7 @@
 As strict as CuPy: its arrays are not NumPy's, and mix with them only where they are told to.
 """
 
+import collections
 import ctypes
 import functools
 import hashlib
@@ -46,8 +47,11 @@ class ndarray:  # noqa: N801  as CuPy names it
         locals()[_name] = lambda self, *given, _name=_name, **named: wrap(
             getattr(self._array, _name)(*map(own, given), **named)
         )
-    for _name in ("tobytes", "tolist", "item", "__len__", "__bool__", "__float__", "__int__", "__index__", "__repr__"):
-        locals()[_name] = lambda self, *given, _name=_name: getattr(self._array, _name)(*given)
+    for _name in ("tobytes", "tolist", "item", "__bool__", "__float__", "__int__", "__index__", "__repr__"):
+        locals()[_name] = lambda self, *given, _name=_name: getattr(self.get(), _name)(*given)
+
+    def __len__(self):
+        return len(self._array)
 
     @property
     def T(self):  # noqa: N802
@@ -62,7 +66,12 @@ class ndarray:  # noqa: N801  as CuPy names it
     def data(self):
         return SimpleNamespace(ptr=self._array.ctypes.data)
 
+    @property
+    def __cuda_array_interface__(self):
+        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.data.ptr, False), "version": 3}
+
     def get(self):
+        counted["copies to the host"] += 1
         return self._array.copy("C")
 
     def fill(self, value):
@@ -96,16 +105,27 @@ def wrap(x):
     return ndarray(np.asarray(x)) if isinstance(x, np.ndarray | np.generic) else x
 
 
+counted = collections.Counter()  # what waits for a GPU, or takes memory of it
+
+
 def empty(shape, dtype=float):
+    counted["allocations"] += 1
     array = np.empty(shape, dtype)
     array.reshape(-1).view(np.uint8)[:] = 0xFF  # NaN
     return ndarray(array)
+
+
+def zeros(shape, dtype=float):
+    array = empty(shape, dtype)
+    array.fill(0)
+    return array
 
 
 def asarray(x, dtype=None):
     if not isinstance(x, ndarray):
         if not np.asarray(x).dtype.isnative or np.asarray(x).dtype.kind not in "fiub":
             raise ValueError(f"Unsupported dtype {np.asarray(x).dtype}")
+        counted["uploads"] += 1
         return ndarray(np.array(x, dtype))
     return x if dtype is None or x.dtype == dtype else ndarray(x._array.astype(dtype))
 
@@ -219,7 +239,7 @@ cupy = types.ModuleType("cupy")
 cupy.__dict__.update(
     ndarray=ndarray,
     empty=empty,
-    zeros=lambda shape, dtype=float: ndarray(np.zeros(shape, dtype)),
+    zeros=zeros,
     asarray=asarray,
     ascontiguousarray=ascontiguousarray,
     asnumpy=lambda x: x.get() if isinstance(x, ndarray) else np.asarray(x),
