@@ -139,7 +139,7 @@ class CupyEngine(Engine):
     def at_precision(self, precision: str) -> Engine:
         if precision not in COMPUTE:
             raise ValueError(f"precision must be {', '.join(map(repr, COMPUTE))}, got {precision!r}")
-        return self if precision == self.precision else engine_at(type(self), precision)
+        return self if precision == self.precision else engine_at(precision)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.precision,)
@@ -304,9 +304,8 @@ PRODUCTS: dict[str, Callable[[CupyEngine, Mapping[str, Array]], list[Launch]]] =
 
 
 @functools.cache
-def engine_at(kind: Any, precision: str) -> Engine:
-    engine: Engine = kind(precision)
-    return engine
+def engine_at(precision: str) -> CupyEngine:
+    return CupyEngine(precision)
 
 
 @functools.cache
