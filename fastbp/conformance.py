@@ -455,11 +455,11 @@ def arguments(trial: Trial) -> None:
             if arg.below:
                 wrong |= {"a number below 0": array - sizes[arg.below], "a number too high": array + sizes[arg.below]}
             if arg.inplace:
-                wrong |= {"float16": np.zeros(array.shape, np.float16), "a list": array.tolist()}
+                wrong |= {"float16": trial.engine.zeros(array.shape, np.float16), "a list": array.tolist()}
                 if host:
                     wrong["read-only memory"] = _read_only(array.copy())
                 if array.size > 1:
-                    wrong["strided memory"] = np.zeros((*array.shape, 2), array.dtype)[..., 0]
+                    wrong["strided memory"] = trial.engine.zeros((*array.shape, 2), array.dtype)[..., 0]
             elif arg.kind != "a":
                 wrong["complex numbers"] = array.astype(complex)
             for fault, bad in wrong.items():

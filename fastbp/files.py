@@ -212,10 +212,10 @@ def rebuild(
     )
     for path, layer in _layers_of(model):
         for name in layer.arrays():
-            _fill(layer.__dict__[name], tensors[f"{path}{name}"], f"{path}{name}")
+            _fill(model.engine, layer.__dict__[name], tensors[f"{path}{name}"], f"{path}{name}")
     if model.optimizer is not None:
         for name in model.optimizer.state:
-            _fill(model.optimizer.__dict__[name], tensors[f"optimizer.{name}"], f"optimizer.{name}")
+            _fill(model.engine, model.optimizer.__dict__[name], tensors[f"optimizer.{name}"], f"optimizer.{name}")
     schedule_of(model).resume(about["schedule"])
     model.history = {str(name): [float(x) for x in values] for name, values in about["history"].items()}
     model.set_random_state(about["random"])
@@ -252,7 +252,7 @@ def _make_value(value: Any, custom: Mapping[str, type[Part]]) -> Any:
     return tuple(_make_value(item, custom) for item in value) if isinstance(value, list) else value
 
 
-def _fill(array: Any, values: Any, name: str) -> None:
+def _fill(engine: Engine, array: Any, values: Any, name: str) -> None:
     if array.shape != values.shape or not np.can_cast(values.dtype, array.dtype, "same_kind"):
         raise ValueError(f"{name} must be {array.dtype} of shape {array.shape}, got {values.dtype} of {values.shape}")
-    array[...] = values
+    array[...] = engine.asarray(values)

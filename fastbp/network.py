@@ -45,11 +45,14 @@ class Network:
         dtype: Any = np.float32,
         seed: int | None = None,
         threads: int | None = None,
+        precision: str = "fp32",
     ) -> None:
         self._dtype = as_float_type(dtype)
         self.threads = threads
         engine = choice(engine)
-        self._auto, self._engine = engine == AUTO, choose_engine(engine)
+        self._auto, self._engine = engine == AUTO, choose_engine(engine).at_precision(precision)
+        if precision != "fp32" and self._dtype != np.float32:
+            raise ValueError(f"precision={precision!r} needs dtype float32, got {self._dtype}")
         self.loss = loss
         self.history: dict[str, list[float]] = {}
         self._seeds = np.random.SeedSequence(as_seed(seed))

@@ -156,12 +156,12 @@ class Optimizer(Part):
             self.forget()
         self.engine = engine
         for name in ("rate", *self.counters):
-            self.__dict__[name] = engine.asarray(np.array(self.__dict__[name]))  # a copy: it may be another's memory
+            self.__dict__[name] = engine.asarray(self.__dict__[name]).copy()  # it may be another's memory
         for name in self.moments:
             kept = self.__dict__.get(name)
             self.__dict__[name] = engine.zeros((size,), dtype)
             if kept is not None and kept.shape == (size,):
-                self.__dict__[name][...] = kept
+                self.__dict__[name][...] = engine.asarray(kept)
 
     def reset(self) -> None:
         """Forget all steps taken, and what the schedule has seen."""

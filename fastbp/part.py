@@ -107,7 +107,10 @@ class Part:
         return {name: value for name, value in self.__dict__.items() if name not in others}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_owner"}
+        """All attributes, arrays as NumPy's: where they are loaded there may be no GPU."""
+        kept = {name: value for name, value in self.__dict__.items() if name != "_owner"}
+        engine = kept.get("engine")
+        return {name: engine.asnumpy(x) if engine and engine.owns(x) else x for name, x in kept.items()}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.config().items())})"

@@ -10,7 +10,7 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from importlib.metadata import EntryPoint, entry_points
 from typing import NamedTuple
@@ -35,11 +35,29 @@ class EngineInfo(NamedTuple):
     why_not: str
 
 
+def _cuda_lacks() -> list[str]:
+    """What a GPU engine lacks where CuPy is installed."""
+    try:
+        import cupy
+    except ImportError as error:
+        return [f"a CuPy that can be imported ({error})"]
+    from .kernels.cublaslt import load_libraries
+
+    lacking = []
+    for library, look in (("NVRTC", cupy.cuda.nvrtc.getVersion), ("cuBLAS", load_libraries)):
+        try:
+            look()
+        except Exception:  # each library has errors of its own
+            lacking.append(f"the CUDA library {library}")
+    return lacking + ([] if cupy.is_available() else ["an NVIDIA GPU with a driver"])
+
+
 class _Entry(NamedTuple):
     location: str
     needs: tuple[str, ...]
     device: str
     remedy: str
+    lacks: Callable[[], list[str]] = list
 
 
 _KNOWN = {
@@ -48,8 +66,9 @@ _KNOWN = {
         ".kernels.numba_engine:NumbaEngine", ("numba", "scipy"), "cpu", "install it with: pip install 'fastbp[numba]'"
     ),
     "cupy": _Entry(
-        ".kernels.cupy_engine:CupyEngine", (f"{__package__}.kernels.cupy_engine",), "cuda",
-        "this version of fastbp does not have it yet; fast on a CPU is pip install 'fastbp[numba]'",
+        ".kernels.cupy_engine:CupyEngine", ("cupy",), "cuda",
+        "install it with: pip install 'fastbp[cuda]', where there is an NVIDIA GPU with a driver for CUDA 13",
+        _cuda_lacks,
     ),
 }  # fmt: skip
 
@@ -65,10 +84,10 @@ def engine(name: str | Engine | None = None, *, otherwise: str = "numpy") -> Eng
     Parameters
     ----------
     name : str or Engine, optional
-        ``"numpy"``, ``"numba"``, an engine that another package brings, or one itself. Without a name, the choice in
-        force: the innermost ``with use(name)``, then `set_default`, then the environment variable FASTBP_ENGINE, then
-        `otherwise`. ``"auto"`` lets `Sequential.fit` take the engine that is fastest at the model's step; whatever
-        is no model to train is NumPy's then.
+        ``"numpy"``, ``"numba"``, ``"cupy"``, an engine that another package brings, or one itself. Without a name, the
+        choice in force: the innermost ``with use(name)``, then `set_default`, then the environment variable
+        FASTBP_ENGINE, then `otherwise`. ``"auto"`` lets `Sequential.fit` take the engine that is fastest at the
+        model's step; whatever is no model to train is NumPy's then.
     otherwise : str, default "numpy"
 
     Returns
@@ -112,7 +131,8 @@ def engines() -> list[EngineInfo]:
     >>> fastbp.engines()[0]
     EngineInfo(name='numpy', available=True, device='cpu', why_not='')
     """
-    infos = [EngineInfo(name, not _why_not(name), entry.device, _why_not(name)) for name, entry in _KNOWN.items()]
+    reasons = {name: _why_not(name) for name in _KNOWN}
+    infos = [EngineInfo(name, not reason, _KNOWN[name].device, reason) for name, reason in reasons.items()]
     for name in brought():
         try:
             infos.append(EngineInfo(name, True, _load(name).device, ""))
@@ -148,7 +168,7 @@ def set_default(name: str | Engine | None) -> None:
 
 def _why_not(name: str) -> str:
     entry = _KNOWN[name]
-    missing = [module.rpartition(".")[2] for module in entry.needs if importlib.util.find_spec(module) is None]
+    missing = [module for module in entry.needs if importlib.util.find_spec(module) is None] or entry.lacks()
     return f"{' and '.join(missing)} missing; {entry.remedy}" if missing else ""
 
 

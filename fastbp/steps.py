@@ -253,6 +253,7 @@ class Run:
             start = time.perf_counter()
             with self._model.turns:
                 tape.run(size)
+                self._model.engine.synchronize()
             self._seconds_a_step[tape] = (time.perf_counter() - start) / size
             steps -= size
             self._check(size)

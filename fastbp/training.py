@@ -58,6 +58,7 @@ class Trainer:
         self._bound = contextlib.ExitStack()
         self._memory: Memory | None = None  # that `_run` looks after
         self._updates: int | None = None  # of the last epoch through batches
+        self._data: Data | None = None  # of which `_tables` are
 
     def __enter__(self) -> Self:
         return self
@@ -124,7 +125,7 @@ class Trainer:
 
     def _end(self) -> float:
         self._run.finish()
-        return self._loss.value(self._model.memory.total)
+        return self._loss.value(self._model.engine.asnumpy(self._model.memory.total))
 
     def _plan(self, rows: int, batch_size: int) -> list[tuple[str, int, int]]:
         """What an epoch replays: the kind of recording, its rows, and how often."""
@@ -140,9 +141,11 @@ class Trainer:
         self._bound.close()
         model, engine, optimizer = self._model, self._model.engine, self._model.optimizer
         self._loss = self._loss_now()
-        slots = {"X": engine.table(data.X), "y": engine.table(data.y), "order": engine.table(np.arange(len(data.X)))}
-        if data.weights is not None:
-            slots["weights"] = engine.table(data.weights)
+        if data is not self._data:
+            self._data = data
+            tables = {"X": data.X, "y": data.y, "weights": data.weights}
+            self._tables = {name: engine.table(x) for name, x in tables.items() if x is not None}
+        slots = self._tables | {"order": engine.table(np.arange(len(data.X)))}
         if optimizer is not None and optimizer.schedule is not None:
             slots["rates"] = engine.zeros((sum(n for kind, _, n in plan if kind != "gradients") or 1,), np.float64)
         self._slots = slots

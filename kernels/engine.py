@@ -100,9 +100,9 @@ class Engine(OpCaller):
         array: Array = np.require(real_array(x), dtype, ["C", "A"])
         return array
 
-    def table(self, x: Array) -> Array:
+    def table(self, x: Any) -> Array:
         """A user's table where a replay can read it: here just where it is, at any stride."""
-        return x
+        return native(real_array(x))
 
     def owns(self, x: Any) -> bool:
         """Whether `x` is an array of this engine's kind."""
@@ -140,6 +140,15 @@ class Engine(OpCaller):
     def integers(self, *values: int) -> Array:
         """Numbers for an op's ``i`` arguments."""
         return self.asarray(np.array(values, np.int64))
+
+    def at_precision(self, precision: str) -> Engine:
+        """This engine, but with products of float32 matrices in "fp32", "tf32" or "bf16", whose sums are in fp32."""
+        if precision != "fp32":
+            raise ValueError(f"precision must be 'fp32' on engine {self.name!r}, got {precision!r}")
+        return self
+
+    def synchronize(self) -> None:
+        """Wait until all that was asked for is done, where calls come back before that."""
 
     def load_libraries(self) -> None:
         """Load now what would be loaded when it is first needed."""
@@ -190,7 +199,7 @@ class Engine(OpCaller):
         floats: np.dtype[Any] | None = None
         for arg, value in zip(op.inputs, arguments, strict=True):
             try:
-                array = value if arg.inplace else native(real_array(value)) if arg.kind == "a" else self.asarray(value)
+                array = value if arg.inplace else self.table(value) if arg.kind == "a" else self.asarray(value)
             except DTypeError:
                 real_array(value, f"{op.name}: {arg.name}")  # the same again, with its name
                 raise
@@ -208,10 +217,11 @@ class Engine(OpCaller):
         return arrays, floats or np.dtype(np.float64)
 
     def _check_written(self, op: Op, arg: Arg, array: Any, dtype: np.dtype[Any]) -> None:
+        writeable = not self.owns(array) or getattr(array.flags, "writeable", True)  # CuPy's arrays always are
         if not self.owns(array):
             got = f"a {type(array).__name__}"
-        elif array.dtype != dtype or not array.flags.c_contiguous or not array.flags.writeable:
-            got = f"{array.dtype} with strides {array.strides}" + ("" if array.flags.writeable else ", read-only")
+        elif array.dtype != dtype or not array.flags.c_contiguous or not writeable:
+            got = f"{array.dtype} with strides {array.strides}" + ("" if writeable else ", read-only")
         else:
             return
         raise DTypeError(f"{op.name}: {arg.name} must be a writeable C-contiguous {dtype} array, got {got}")
@@ -222,7 +232,8 @@ class Engine(OpCaller):
         self._check_written(op, arg, array, dtype)
         if array.shape != shape:
             raise ValueError(f"{op.name}: out for {arg.name} must have shape {shape}, got {array.shape}")
-        if any(np.may_share_memory(array, other) for other in inputs):
+        start, stop = self.span(array)
+        if any(first < stop and start < last for first, last in map(self.span, inputs)):
             raise ValueError(f"{op.name}: out for {arg.name} overlaps an input")
 
     def __reduce__(self) -> tuple[type[Engine], tuple[()]]:
@@ -300,7 +311,7 @@ def native(array: Array) -> Array:
 def real_array(x: Any, name: str = "x") -> Array:
     """`x` as a NumPy array of real numbers, in its own dtype where that is float32 or float64.
 
-    Accepts arrays, lists, data frames and whatever speaks DLPack.
+    Accepts arrays, CuPy's too, lists, data frames and whatever speaks DLPack.
 
     Raises
     ------
@@ -311,6 +322,8 @@ def real_array(x: Any, name: str = "x") -> Array:
         raise DTypeError(f"{name} is a masked array; fill or drop what is masked first")
     if not isinstance(x, np.ndarray):
         try:
+            if hasattr(x, "__cuda_array_interface__") and hasattr(x, "get"):
+                x = x.get()  # CuPy's array, copied from the GPU
             if hasattr(x, "dtypes") and all(getattr(t, "kind", "O") in "fiub" for t in np.atleast_1d(x.dtypes)):
                 x = x.to_numpy(np.float64, na_value=np.nan)  # a frame whose columns mix types would give objects
             else:

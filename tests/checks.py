@@ -52,7 +52,11 @@ def state_of(model):
 
 
 def parameters_of(model):
-    return {f"{i}.{name}": getattr(x, name).copy() for i, x in enumerate(model.layers) for name in x.parameters()}
+    return {
+        f"{i}.{name}": model.engine.asnumpy(getattr(x, name)).copy()
+        for i, x in enumerate(model.layers)
+        for name in x.parameters()
+    }
 
 
 def assert_same_parameters(a, b, rtol=1e-9):

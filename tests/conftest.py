@@ -1,5 +1,6 @@
 """What the tests share: every engine that is installed here, both float types, fixed random numbers."""
 
+import os
 import sys
 
 import numpy as np
@@ -7,10 +8,20 @@ import pytest
 
 import fastbp
 
+if os.environ.get("FASTBP_CUDA_ON_HOST"):  # run all tests on the GPU engine, too, where there is no GPU
+    from .cuda import standin
+
+    standin.install()
+
 ENGINES = [info.name for info in fastbp.engines() if info.available]
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(
+    params=[
+        info.name if info.available else pytest.param(info.name, marks=pytest.mark.skip(reason=info.why_not))
+        for info in fastbp.engines()
+    ]
+)
 def engine(request):
     return fastbp.engine(request.param)
 

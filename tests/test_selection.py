@@ -2,6 +2,7 @@
 
 import contextvars
 import copy
+import importlib.machinery
 import importlib.util
 import os
 import pickle
@@ -9,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 
 import fastbp
 from fastbp.__main__ import main
+from fastbp.kernels import cublaslt
 
 from .conftest import ENGINES
 
@@ -134,6 +137,35 @@ def test_an_engine_that_is_not_installed(hide, missing, monkeypatch):
     monkeypatch.setenv("FASTBP_ENGINE", "numba")
     with pytest.raises(fastbp.EngineNotAvailable, match=match):
         fastbp.Dense(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "text"),
+    [
+        ("cupy", "cupy missing"),
+        ("NVRTC", "the CUDA library NVRTC missing"),
+        ("cuBLAS", "the CUDA library cuBLAS missing"),
+        ("GPU", "an NVIDIA GPU with a driver missing"),
+        ("all", "the CUDA library NVRTC and the CUDA library cuBLAS and an NVIDIA GPU with a driver missing"),
+    ],
+)
+def test_what_the_gpu_engine_lacks(hide, monkeypatch, lacking, text):
+    def look(name):
+        if lacking in (name, "all"):
+            raise OSError("no such library")
+
+    cupy = types.ModuleType("cupy")
+    cupy.__spec__ = importlib.machinery.ModuleSpec("cupy", None)
+    cupy.cuda = types.SimpleNamespace(nvrtc=types.SimpleNamespace(getVersion=lambda: look("NVRTC")))
+    cupy.is_available = lambda: lacking not in ("GPU", "all")
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(cublaslt, "load_libraries", lambda: look("cuBLAS"))
+    hide("cupy" if lacking == "cupy" else "")
+    info = next(info for info in fastbp.engines() if info.name == "cupy")
+    assert info[:3] == ("cupy", False, "cuda") and info.why_not.startswith(f"{text}; ")
+    match = rf"engine 'cupy' is not available: {text}; install it with: pip install 'fastbp\[cuda\]'"
+    with pytest.raises(fastbp.EngineNotAvailable, match=match):
+        fastbp.Dense(1, 1, engine="cupy")
 
 
 def test_engines_are_listed(engine):

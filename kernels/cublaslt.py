@@ -1,0 +1,275 @@
+"""Matrix products on a GPU: cuBLASLt, or else cuBLAS, called through ctypes.
+
+CuPy's own wrapper of cuBLAS refuses to work while a CUDA graph is captured, and has no fused epilogues. The libraries
+take matrices column by column, so that for ``c = a @ b`` they are given the transposed ``c.T = b.T @ a.T``, which is
+the same memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from ctypes import POINTER, byref, c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["COMPUTE", "WORKSPACE_BYTES", "Blas", "BlasError", "Matrix", "load_libraries"]
+
+WORKSPACE_BYTES = 32 << 20  # what NVIDIA recommends for Hopper
+
+# names and numbers of cublasLt.h, cublas_api.h and library_types.h
+NOT_SUPPORTED = 15
+TYPES = {"float32": 0, "float64": 1}
+COMPUTE = {"fp32": 68, "tf32": 77, "bf16": 75}
+COMPUTE_64F = 70
+TRANSA, TRANSB, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8
+RELU, BIAS = 2, 4
+MAX_WORKSPACE_BYTES, MIN_ALIGNMENT_A_BYTES = 1, 5
+DEFAULT_ALGORITHM = -1
+
+
+class Matrix(NamedTuple):
+    """Rows that are contiguous, `step` elements apart, at an address."""
+
+    address: int
+    rows: int
+    columns: int
+    step: int
+
+
+class Algorithm(ctypes.Structure):
+    """cublasLtMatmulHeuristicResult_t"""
+
+    _fields_ = (
+        ("algorithm", c_uint64 * 8),
+        ("workspace_bytes", c_size_t),
+        ("state", c_int),
+        ("waves", ctypes.c_float),
+        ("reserved", c_int * 4),
+    )
+
+
+class BlasError(RuntimeError):
+    """A call of cuBLAS failed."""
+
+    def __init__(self, function: str, status: int) -> None:
+        super().__init__(f"{function} returned {status}")
+        self.status = status
+
+
+_handle = POINTER(c_void_p)
+_four = [c_void_p] * 4
+SIGNATURES: dict[str, list[Any]] = {
+    "cublasLtCreate": [_handle],
+    "cublasLtMatmulDescCreate": [_handle, c_int, c_int],
+    "cublasLtMatmulDescSetAttribute": [c_void_p, c_int, c_void_p, c_size_t],
+    "cublasLtMatmulDescDestroy": [c_void_p],
+    "cublasLtMatrixLayoutCreate": [_handle, c_int, c_uint64, c_uint64, c_int64],
+    "cublasLtMatrixLayoutDestroy": [c_void_p],
+    "cublasLtMatmulPreferenceCreate": [_handle],
+    "cublasLtMatmulPreferenceSetAttribute": [c_void_p, c_int, c_void_p, c_size_t],
+    "cublasLtMatmulPreferenceDestroy": [c_void_p],
+    # handle, descriptor, layouts of a, b, c and d, preference, how many are wanted, results, how many came
+    "cublasLtMatmulAlgoGetHeuristic": [c_void_p, c_void_p, *_four, c_void_p, c_int, POINTER(Algorithm), POINTER(c_int)],
+    # handle, descriptor, alpha, a, its layout, b, its layout, beta, c, its layout, d, its layout, algorithm,
+    # workspace, bytes of it, stream
+    "cublasLtMatmul": [*[c_void_p] * 12, POINTER(Algorithm), c_void_p, c_size_t, c_void_p],
+    "cublasCreate_v2": [_handle],
+    "cublasSetStream_v2": [c_void_p, c_void_p],
+    "cublasSetWorkspace_v2": [c_void_p, c_void_p, c_size_t],
+    # handle, transpose a and b, m, n, k, alpha, each of a, b (beta between) and c: address, type, step; compute type,
+    # algorithm
+    "cublasGemmEx": [
+        c_void_p, *[c_int] * 5, c_void_p, *[c_void_p, c_int, c_int] * 2, c_void_p, c_void_p, c_int, c_int, c_int, c_int
+    ],
+}  # fmt: skip
+
+
+def load_libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
+    """cuBLASLt and cuBLAS, wherever pip, conda or the system have put them.
+
+    Raises
+    ------
+    ImportError
+        Where there is no such library.
+    """
+    from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
+
+    try:
+        paths = [load_nvidia_dynamic_lib(name).abs_path for name in ("cublasLt", "cublas")]
+    except (DynamicLibNotFoundError, OSError) as error:
+        raise ImportError(f"the CUDA libraries lack cuBLAS: {error}") from error
+    return ctypes.CDLL(paths[0]), ctypes.CDLL(paths[1])
+
+
+class Blas:
+    """The libraries, and a handle of each on the current device, made when it is first needed.
+
+    Parameters
+    ----------
+    lt, classic : CDLL
+        cuBLASLt and cuBLAS.
+    """
+
+    def __init__(self, lt: ctypes.CDLL, classic: ctypes.CDLL) -> None:
+        self._libraries = {"cublasLt": lt, "cublas": classic}
+        self._handles: dict[str, c_void_p] = {}
+        self._algorithms: dict[Any, Algorithm | None] = {}
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function of the libraries; raises BlasError where it returns anything but success."""
+        function = getattr(self._libraries["cublasLt" if name.startswith("cublasLt") else "cublas"], name)
+        function.argtypes = SIGNATURES[name]
+        if status := function(*arguments):
+            raise BlasError(name, status)
+
+    def handle(self, name: str) -> c_void_p:
+        if name not in self._handles:
+            made = c_void_p()
+            self.call(name, byref(made))
+            self._handles[name] = made
+        return self._handles[name]
+
+    def product(
+        self,
+        matrices: tuple[Matrix, Matrix, Matrix],
+        dtype: np.dtype[Any],
+        workspace: int,
+        *,
+        transpose_a: bool = False,
+        transpose_b: bool = False,
+        compute: int = COMPUTE["fp32"],
+        bias: int = 0,
+        relu: bool = False,
+    ) -> Callable[[int], None] | None:
+        """Prepare ``c = a @ b + bias``, with ReLU on top or not.
+
+        Parameters
+        ----------
+        matrices : (Matrix, Matrix, Matrix)
+            a, b and c as they lie in memory; `transpose_a` and `transpose_b` say which of them count as transposed.
+        dtype : dtype
+            float32 or float64.
+        workspace : int
+            The address of WORKSPACE_BYTES of memory for the library to work in.
+        compute : int
+            One of COMPUTE; float64 is always exact.
+        bias : int
+            The address of as many numbers as `c` has columns; 0 for none.
+
+        Returns
+        -------
+        callable or None
+            Given a stream, it launches the product. None where the library cannot add a bias or apply ReLU here.
+        """
+        compute = COMPUTE_64F if dtype == np.float64 else compute
+        product = matrices, dtype, workspace, transpose_a, transpose_b, compute
+        fused = _Product(self, *product, bias, relu)
+        if fused.algorithm is not None:
+            return fused
+        return None if bias or relu else self._classic(*product)
+
+    def _classic(
+        self,
+        matrices: tuple[Matrix, Matrix, Matrix],
+        dtype: np.dtype[Any],
+        workspace: int,
+        transpose_a: bool,
+        transpose_b: bool,
+        compute: int,
+    ) -> Callable[[int], None]:
+        a, b, c = matrices
+        handle, kind = self.handle("cublasCreate_v2"), TYPES[dtype.name]
+        one, zero = np.ones(1, dtype), np.zeros(1, dtype)
+        inner = a.rows if transpose_a else a.columns
+
+        def launch(stream: int) -> None:
+            self.call("cublasSetStream_v2", handle, stream)
+            self.call("cublasSetWorkspace_v2", handle, workspace, WORKSPACE_BYTES)  # which setting a stream undoes
+            self.call(
+                "cublasGemmEx", handle, transpose_b, transpose_a, c.columns, c.rows, inner, one.ctypes.data, b.address,
+                kind, b.step, a.address, kind, a.step, zero.ctypes.data, c.address, kind, c.step, compute,
+                DEFAULT_ALGORITHM,
+            )  # fmt: skip
+
+        return launch
+
+    def algorithm(self, key: Any, find: Callable[[], Algorithm | None]) -> Algorithm | None:
+        if key not in self._algorithms:
+            self._algorithms[key] = find()
+        return self._algorithms[key]
+
+
+class _Product:
+    """A product on fixed memory; it owns its descriptors."""
+
+    def __init__(
+        self,
+        blas: Blas,
+        matrices: tuple[Matrix, Matrix, Matrix],
+        dtype: np.dtype[Any],
+        workspace: int,
+        transpose_a: bool,
+        transpose_b: bool,
+        compute: int,
+        bias: int,
+        relu: bool,
+    ) -> None:
+        a, b, c = matrices
+        self._blas, self._memory, self._workspace = blas, (b.address, a.address, c.address), workspace
+        self._made: list[tuple[str, c_void_p]] = []
+        kind = TYPES[dtype.name]
+        self._one, self._zero = np.ones(1, dtype), np.zeros(1, dtype)
+        self._product = self._make("MatmulDesc", compute, kind)
+        self._layouts = [self._make("MatrixLayout", kind, x.columns, x.rows, x.step) for x in (b, a, c)]
+        numbers = {
+            TRANSA: c_int(transpose_b), TRANSB: c_int(transpose_a),
+            EPILOGUE: c_uint32((RELU if relu else 0) + (BIAS if bias else 0) or 1),
+            **({BIAS_POINTER: c_void_p(bias)} if bias else {}),
+        }  # fmt: skip
+        for attribute, value in numbers.items():
+            self._set("MatmulDesc", self._product, attribute, value)
+        # what the library may rely on: the addresses' alignment, up to 256 bytes
+        self._alignments = [min(x & -x, 256) for x in (*self._memory, c.address)]
+        shapes = [(x.rows, x.columns, x.step) for x in (a, b, c)]
+        key = dtype, compute, transpose_a, transpose_b, bool(bias), relu, *shapes, *self._alignments
+        self.algorithm = blas.algorithm(key, self._find)
+
+    def __call__(self, stream: int) -> None:
+        (b, a, c), (of_b, of_a, of_c) = self._memory, self._layouts
+        self._blas.call(
+            "cublasLtMatmul", self._blas.handle("cublasLtCreate"), self._product, self._one.ctypes.data, b, of_b, a,
+            of_a, self._zero.ctypes.data, c, of_c, c, of_c, self.algorithm, self._workspace, WORKSPACE_BYTES, stream,
+        )  # fmt: skip
+
+    def __del__(self) -> None:
+        for kind, made in self._made:
+            self._blas.call(f"cublasLt{kind}Destroy", made)
+
+    def _make(self, kind: str, *arguments: int) -> c_void_p:
+        made = c_void_p()
+        self._blas.call(f"cublasLt{kind}Create", byref(made), *arguments)
+        self._made.append((kind, made))
+        return made
+
+    def _set(self, kind: str, where: c_void_p, attribute: int, value: Any) -> None:
+        self._blas.call(f"cublasLt{kind}SetAttribute", where, attribute, byref(value), ctypes.sizeof(value))
+
+    def _find(self) -> Algorithm | None:
+        """What the library thinks is fastest; None where it cannot do it."""
+        preference = self._make("MatmulPreference")
+        self._set("MatmulPreference", preference, MAX_WORKSPACE_BYTES, c_uint64(WORKSPACE_BYTES))
+        for place, alignment in enumerate(self._alignments):
+            self._set("MatmulPreference", preference, MIN_ALIGNMENT_A_BYTES + place, c_uint32(alignment))
+        found, count = Algorithm(), c_int()
+        handle, layouts = self._blas.handle("cublasLtCreate"), (*self._layouts, self._layouts[2])
+        try:
+            self._blas.call(
+                "cublasLtMatmulAlgoGetHeuristic", handle, self._product, *layouts, preference, 1, byref(found),
+                byref(count),
+            )  # fmt: skip
+        except BlasError as error:
+            if error.status != NOT_SUPPORTED:
+                raise
+        return found if count.value and not found.state else None

@@ -1,0 +1,422 @@
+"""GPU kernels of CuPy arrays: `.cu` files beside this one, and cuBLASLt for matrix products.
+
+A kernel is named as its op, and its parameters as the op's arguments; a line such as
+``ROWS softmax_forward(Matrix z, Matrix p)`` in a `.cu` file says all that is needed to launch it. Each array is passed
+by value, as a structure of whole numbers of 64 bits, which its C++ type in `cupy_math.cu` mirrors.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cupy
+import numpy as np
+
+from .cublaslt import COMPUTE, WORKSPACE_BYTES, Blas, Matrix, load_libraries
+from .engine import Call, Engine, Program, native, real_array
+from .ops import Array, Op
+
+__all__ = ["CupyEngine"]
+
+Launch = Callable[[], None]
+Shape2D = tuple[int, int]
+
+FILES = (
+    "math",
+    "activations",
+    "layers",
+    "losses",
+    "norms",
+    "optim",
+    "fused",
+    "products",
+)  # the first is part of all others
+SOURCES = {name: (Path(__file__).parent / f"cupy_{name}.cu").read_text() for name in FILES}
+TYPES = "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"  # of a Table, in the order of cupy_math.cu
+MOST_BLOCKS = 1024  # for which a Room has room
+ROOM = 3 + 2 * MOST_BLOCKS
+OPTIONS = ("--std=c++17",)
+STEPS_OF_A_GRAPH = 16
+SMALL = 1_000_000  # floating-point operations of a step, up to which one block runs it all
+BLOCK = 32, 16  # that block
+WIDE = 1024  # columns from which a row gets a block instead of a warp
+
+
+class Kernel(NamedTuple):
+    """Where a kernel is, how it is spread over threads, and the type and name of each parameter."""
+
+    file: str
+    pattern: str
+    parameters: tuple[tuple[str, str], ...]
+
+
+KERNEL = re.compile(r"^(ELEMENTS|ROWS|COLUMNS|ONE_BLOCK) (\w+)\(([^)]*)\)", re.MULTILINE)
+KERNELS = {
+    name: Kernel(file, pattern, tuple((kind, of) for kind, of in map(str.split, parameters.split(","))))
+    for file, source in SOURCES.items()
+    for pattern, name, parameters in KERNEL.findall(source)
+}
+
+
+class Stage(NamedTuple):
+    """One kernel, and arrays by the names of its parameters."""
+
+    kernel: str
+    arrays: Mapping[str, Array]
+
+
+# the ops that take several kernels; fused ops with a part of an optimizer in them are left out, because one kernel that
+# updates all parameters at once is faster
+STAGES = {
+    "dense_relu_input_grad": ("dense_input_grad", "relu_backward"),
+    **{
+        f"dense_{name}_grads": ("dense_input_grad", f"{name}_grads")
+        for name in ("relu", "leaky_relu", "elu", "tanh", "sigmoid")
+    },
+    "clip_norm": ("squares_of_gradients", "clip_norm"),
+    "l2_loss": ("squares_of_parameters", "l2_loss"),
+    "layer_norm_backward": ("layer_norm_input_grad", "layer_norm_weight_grads"),
+    "embedding_backward": ("embedding_input_grad", "embedding_weight_grad"),
+    "weighted_softmax_cross_entropy": ("weigh_labels", "weighted_softmax_cross_entropy"),
+    "soft_softmax_cross_entropy": ("weigh_rows", "soft_softmax_cross_entropy"),
+    "soft_cross_entropy": ("weigh_rows", "soft_cross_entropy"),
+    **{
+        name: ("weigh_elements", name)
+        for name in ("mean_squared_error", "mean_absolute_error", "huber", "poisson", "binary_cross_entropy")
+    },
+}
+
+
+class CupyEngine(Engine):
+    name = "cupy"
+    device = "cuda"
+
+    def __init__(self, precision: str = "fp32") -> None:
+        self.precision = precision
+        self._blas = Blas(*self.load_blas())
+        self._workspaces: dict[int, Array] = {}
+
+    load_blas = staticmethod(load_libraries)
+
+    def asarray(self, x: Any, dtype: Any = None) -> Array:
+        if not self.owns(x):
+            x = real_array(x)
+            x = native(x) if x.dtype != np.float16 else x
+        array: Array = cupy.ascontiguousarray(cupy.asarray(x, dtype))
+        return array
+
+    def table(self, x: Any) -> Array:
+        array: Array = x if self.owns(x) else cupy.asarray(native(real_array(x)))
+        return array
+
+    def owns(self, x: Any) -> bool:
+        return isinstance(x, cupy.ndarray)
+
+    def asnumpy(self, x: Array) -> Array:
+        array: Array = cupy.asnumpy(x)
+        return array
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        array: Array = cupy.empty(shape, dtype)
+        return array
+
+    def buffer(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """A matrix whose rows each begin on a boundary of 16 bytes, as cuBLAS likes them."""
+        if len(shape) != 2:
+            return self.empty(shape, dtype)
+        step = 16 // np.dtype(dtype).itemsize
+        return self.empty((shape[0], -(-shape[1] // step) * step), dtype)[:, : shape[1]]
+
+    def span(self, array: Array) -> tuple[int, int]:
+        bounds: tuple[int, int] = cupy.byte_bounds(array)
+        return bounds
+
+    def at_precision(self, precision: str) -> Engine:
+        if precision not in COMPUTE:
+            raise ValueError(f"precision must be {', '.join(map(repr, COMPUTE))}, got {precision!r}")
+        return self if precision == self.precision else engine_at(precision)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.precision,)
+
+    def synchronize(self) -> None:
+        cupy.cuda.get_current_stream().synchronize()
+
+    def supports(self, op: Op) -> bool:
+        return op.name in KERNELS or op.name in STAGES
+
+    def program(self, calls: Sequence[Call]) -> Program:
+        return Replay(self, calls)
+
+    def stages(self, op: Op, arguments: Sequence[Array], room: Array) -> list[Stage]:
+        """The kernels that compute an op on these arrays."""
+        names = {arg.name: array for arg, array in zip((*op.inputs, *op.outputs), arguments, strict=True)}
+        if "dx" in names:
+            names = {"dy": names["dx"]} | names  # what a later stage changes in place
+        return [Stage(kernel, names | {"room": room}) for kernel in STAGES.get(op.name, (op.name,))]
+
+    def launches(self, stage: Stage) -> list[Launch]:
+        """What runs a stage, on the stream that is current then."""
+        if stage.kernel in PRODUCTS:
+            return PRODUCTS[stage.kernel](self, stage.arrays)
+        kernel = KERNELS[stage.kernel]
+        large = [stage.arrays[name] for kind, name in kernel.parameters if kind in ("Matrix", "Vector", "Integers")]
+        extent = (large or [np.empty(1)])[-1 if kernel.pattern == "ELEMENTS" else 0].shape
+        function = module(kernel.file, float_type([stage])).get_function(stage.kernel)
+        values = tuple(by_value(stage.arrays[name], kind) for kind, name in kernel.parameters)
+        return [functools.partial(function, *spread(kernel.pattern, extent, most_blocks()), values)]
+
+    def product(self, a: Array, b: Array, c: Array, **options: Any) -> Launch | None:
+        """``c = a @ b``, with the options of `Blas.product`; None where the library cannot do it."""
+        workspace, compute = address(self._workspace()), COMPUTE[self.precision]
+        matrices = matrix_of(a), matrix_of(b), matrix_of(c)
+        prepared = self._blas.product(matrices, c.dtype, workspace, compute=compute, **options)
+        return prepared and (lambda: prepared(cupy.cuda.get_current_stream().ptr))
+
+    def _workspace(self) -> Array:
+        """Where products of the current stream work: they follow each other, those of two streams may not."""
+        stream = cupy.cuda.get_current_stream().ptr
+        if stream not in self._workspaces:
+            self._workspaces[stream] = self.empty((WORKSPACE_BYTES,), np.uint8)
+        return self._workspaces[stream]
+
+
+class Replay:
+    """A recording on the GPU: training steps of small networks by one block of threads, others as a CUDA graph.
+
+    What is replayed reads and writes where arrays were when it was made ready: this owns all of them but those in the
+    slots. For others in these, or on another stream, it is made ready anew.
+    """
+
+    def __init__(self, engine: CupyEngine, calls: Sequence[Call]) -> None:
+        self._engine, self._calls = engine, calls
+        self._room = engine.zeros((ROOM,), np.float64)
+        self._slots: dict[str, Array] = {}
+        self._made_for: Any = None
+        self._bound = False
+
+    def bind(self, **slots: Array) -> None:
+        stream = cupy.cuda.get_current_stream().ptr
+        places = [(name, address(x), x.shape, x.strides, x.dtype) for name, x in slots.items()]
+        if self._made_for != (stream, places):
+            self._made_for = stream, places
+            calls = [(op, [slots[a] if isinstance(a, str) else a for a in arguments]) for op, arguments in self._calls]
+            stages = [stage for op, arrays in calls for stage in self._engine.stages(op, arrays, self._room)]
+            work = sum(op.flops(op.sizes([x.shape for x in arrays[: len(op.inputs)]])) for op, arrays in calls)
+            self._run = (InOneBlock if slots and work <= SMALL else Graph)(self._engine, stages)
+        self._slots, self._bound = slots, True
+
+    def run(self, steps: int) -> None:
+        if self._bound and steps:
+            self._run(steps)
+
+    def release(self) -> None:
+        if self._slots:
+            self._slots, self._bound = {}, False
+
+
+class Graph:
+    """Stages as CUDA graphs of several steps and of one."""
+
+    def __init__(self, engine: CupyEngine, stages: Sequence[Stage]) -> None:
+        self._launches = [launch for stage in stages for launch in engine.launches(stage)]
+        self._graphs: dict[int, Any] = {}
+        self._warm = False
+
+    def __call__(self, steps: int) -> None:
+        if not self._warm:  # what is loaded when it is first launched cannot be loaded in a capture
+            self._launch(1)
+            self._warm, steps = True, steps - 1
+        for size in (STEPS_OF_A_GRAPH, 1):
+            times, steps = divmod(steps, size)
+            for _ in range(times):
+                self._captured(size).launch()
+
+    def _launch(self, steps: int) -> None:
+        for _ in range(steps):
+            for launch in self._launches:
+                launch()
+
+    def _captured(self, steps: int) -> Any:
+        """So many steps as one graph, which is launched on the stream that is current then."""
+        if steps not in self._graphs:
+            with cupy.cuda.Stream(non_blocking=True) as stream:
+                stream.begin_capture()
+                try:
+                    self._launch(steps)
+                finally:
+                    graph = stream.end_capture()
+            self._graphs[steps] = graph
+        return self._graphs[steps]
+
+
+class InOneBlock:
+    """Stages as one kernel of one block, which takes any number of steps without being launched again.
+
+    It is made of the same kernels, and reads from a table which is next and on what arrays.
+    """
+
+    def __init__(self, engine: CupyEngine, stages: Sequence[Stage]) -> None:
+        kernels = tuple(dict.fromkeys(stage.kernel for stage in stages))
+        words: list[int] = []
+        for kernel, arrays in stages:
+            words.append(kernels.index(kernel))
+            words += [word for kind, name in KERNELS[kernel].parameters for word in words_of(arrays[name], kind)]
+        self._table = engine.integers(*words)
+        self._kernel = module_of_parts(kernels, float_type(stages)).get_function("replay")
+
+    def __call__(self, steps: int) -> None:
+        self._kernel((1, 1), BLOCK, (by_value(self._table, "Integers"), np.int64(steps)))
+
+
+def dense_forward(engine: CupyEngine, arrays: Mapping[str, Array], relu: bool = False) -> list[Launch]:
+    x, w, b, z = (arrays[name] for name in ("x", "w", "b", "y" if relu else "z"))
+    if fused := engine.product(x, w, z, bias=address(b), relu=relu):
+        return [fused]
+    bias = Stage("add_bias_relu" if relu else "add_bias", {"b": b, "z": z})
+    return [*alone(engine.product(x, w, z)), *engine.launches(bias)]
+
+
+def dense_input_grad(engine: CupyEngine, arrays: Mapping[str, Array]) -> list[Launch]:
+    return alone(engine.product(arrays["dz"], arrays["w"], arrays["dx"], transpose_b=True))
+
+
+def dense_weight_grad(engine: CupyEngine, arrays: Mapping[str, Array]) -> list[Launch]:
+    return alone(engine.product(arrays["x"], arrays["dz"], arrays["dw"], transpose_a=True))
+
+
+def alone(launch: Launch | None) -> list[Launch]:
+    assert launch is not None  # a product without an epilogue is always there
+    return [launch]
+
+
+PRODUCTS: dict[str, Callable[[CupyEngine, Mapping[str, Array]], list[Launch]]] = {
+    "dense_forward": dense_forward,
+    "dense_relu_forward": functools.partial(dense_forward, relu=True),
+    "dense_input_grad": dense_input_grad,
+    "dense_weight_grad": dense_weight_grad,
+}
+
+
+@functools.cache
+def engine_at(precision: str) -> CupyEngine:
+    return CupyEngine(precision)
+
+
+@functools.cache
+def module(file: str, floats: str) -> Any:
+    """The kernels of a file; compiled when the first is launched, once for all processes: CuPy keeps them on disk."""
+    return cupy.RawModule(code=source([file], floats), options=OPTIONS)
+
+
+@functools.cache
+def module_of_parts(kernels: tuple[str, ...], floats: str) -> Any:
+    """One kernel, "replay", of which these are parts."""
+    return cupy.RawModule(code=source_of_parts(kernels, floats), options=OPTIONS)
+
+
+def source(files: Iterable[str], floats: str) -> str:
+    """The kernels of some files for one float type, as CUDA C++."""
+    real = {"float32": "float", "float64": "double"}[floats]
+    return "\n".join([f"typedef {real} Real;", SOURCES["math"], *(SOURCES[file] for file in files)])
+
+
+def source_of_parts(kernels: tuple[str, ...], floats: str) -> str:
+    cases = []
+    for place, name in enumerate(kernels):
+        parameters = KERNELS[name].parameters
+        read = "".join(f"{kind} {of} = next<{kind}>(word); " for kind, of in parameters)
+        cases.append(f"case {place}: {{ {read}{name}({', '.join(of for _, of in parameters)}); break; }}")
+    files = [file for file in FILES[1:] if file in {KERNELS[name].file for name in kernels}]
+    return f"#define PARTS\n{source(files, floats)}\n{REPLAY.replace('CASES', chr(10).join(cases))}"
+
+
+REPLAY = """
+template <class T> __device__ T next(const Index *&word)
+{
+    const T *item = (const T *)word;
+    word += sizeof(T) / sizeof(Index);
+    return *item;
+}
+
+extern "C" __global__ void __launch_bounds__(512) replay(Integers table, Index steps)
+{
+    for (; steps; steps--)
+        for (const Index *word = table.data; word < table.data + table.size; __syncthreads())
+            switch (*word++) {
+CASES
+            }
+}
+"""
+
+
+def float_type(stages: Sequence[Stage]) -> str:
+    """The float type of some stages; any, where they have none."""
+    kinds = (
+        stage.arrays[name].dtype.name
+        for stage in stages
+        for kind, name in KERNELS[stage.kernel].parameters
+        if kind in ("Matrix", "Vector")
+    )
+    return next(kinds, "float32")
+
+
+@functools.cache
+def most_blocks() -> int:
+    """As many blocks as the device computes at a time."""
+    return min(MOST_BLOCKS, 8 * int(cupy.cuda.Device().attributes["MultiProcessorCount"]))
+
+
+def spread(pattern: str, extent: tuple[int, ...], most: int) -> tuple[Shape2D, Shape2D]:
+    """Grid and block for an array of this shape; see cupy_math.cu for what the patterns promise."""
+    rows, columns = extent[0], math.prod(extent[1:])
+    if pattern == "ONE_BLOCK":
+        return (1, 1), (256, 1)
+    if pattern == "COLUMNS":
+        return (min(most, -(-columns // 32)), 1), (32, min(32, power_of_two(rows)))
+    if pattern == "ROWS":
+        block = (32, 8) if columns < WIDE else (256, 1)
+        return (min(most, -(-rows // block[1])), 1), block
+    if len(extent) == 1:
+        return (min(most, -(-rows // 256)), 1), (256, 1)
+    width = min(256, power_of_two(columns))
+    height = min(256 // width, max(32 // width, power_of_two(rows)))
+    across = min(most, -(-columns // width))
+    return (across, min(most // across, -(-rows // height))), (width, height)
+
+
+def address(x: Any) -> int:
+    return int(x.data.ptr)
+
+
+def power_of_two(n: int) -> int:
+    """The first that is not below `n`."""
+    return 1 << (n - 1).bit_length()
+
+
+def matrix_of(x: Array) -> Matrix:
+    """Rows as cuBLAS takes them; one row alone may have any stride."""
+    rows, columns = x.shape
+    return Matrix(address(x), rows, columns, max(columns, x.strides[0] // x.itemsize))
+
+
+def by_value(x: Array, kind: str) -> Array:
+    """An array's C++ structure, as one item that CuPy passes by value."""
+    words = words_of(x, kind)
+    item: Array = np.array(words, np.int64).view(np.dtype((np.void, 8 * len(words))))
+    return item
+
+
+def words_of(x: Array, kind: str) -> list[int]:
+    """The words of an array's C++ structure."""
+    if kind == "Table":
+        (rows, columns), (row_step, column_step) = (*x.shape, 1)[:2], (*x.strides, 0)[:2]
+        return [address(x), rows, columns, row_step, column_step, TYPES.index(x.dtype.str[1:])]
+    if kind == "Matrix":
+        return [address(x), x.shape[0], x.size // x.shape[0], x.strides[0] // x.itemsize]
+    return [address(x), x.size]

@@ -1,0 +1,41 @@
+// Behind a matrix product: an activation's slope, and the bias gradient of its layer; see cupy_math.cu.
+
+// dx *= slope(y), and its sums over rows.
+template <class Slope> __device__ void bend(Matrix y, Matrix dx, Matrix db, Slope slope)
+{
+    EACH_COLUMN(j, dx.columns) {
+        Real sum = 0;
+        ALONG_COLUMN(i, j, dx)
+            sum += dx(i, j) = slope(dx(i, j), y(i, j));
+        sum = over_column(sum);
+        if (j < dx.columns)
+            db(0, j) = sum;
+    }
+}
+
+COLUMNS relu_grads(Matrix y, Matrix dx, Matrix db)
+{
+    bend(y, dx, db, [](Real dy, Real y) { return y <= 0 ? Real(0) : dy; });
+}
+
+COLUMNS leaky_relu_grads(Matrix y, Doubles negative_slope, Matrix dx, Matrix db)
+{
+    Real slope = negative_slope[0];
+    bend(y, dx, db, [slope](Real dy, Real y) { return y > 0 ? dy : slope * dy; });
+}
+
+COLUMNS elu_grads(Matrix y, Doubles alpha, Matrix dx, Matrix db)
+{
+    Real scale = alpha[0];
+    bend(y, dx, db, [scale](Real dy, Real y) { return y > 0 ? dy : dy * (y + scale); });
+}
+
+COLUMNS tanh_grads(Matrix y, Matrix dx, Matrix db)
+{
+    bend(y, dx, db, [](Real dy, Real y) { return dy * ((1 - y) * (1 + y)); });
+}
+
+COLUMNS sigmoid_grads(Matrix y, Matrix dx, Matrix db)
+{
+    bend(y, dx, db, [](Real dy, Real y) { return dy * (y * (1 - y)); });
+}

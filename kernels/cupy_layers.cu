@@ -1,0 +1,101 @@
+// Batches, dropout, and what layers add to matrix products; see cupy_math.cu.
+
+ONE_BLOCK next_batch(Integers order, Integers cursor, Integers rows)
+{
+    Index start = cursor[0];
+    EACH(i, rows.size)
+        rows[i] = order[start + i];
+    __syncthreads();
+    if (is_first_thread())
+        cursor[0] = start + rows.size;
+}
+
+ONE_BLOCK next_rate(Doubles rates, Integers step, Doubles rate)
+{
+    if (is_first_thread())
+        rate[0] = rates[step[0]++];
+}
+
+ELEMENTS take(Table x, Integers rows, Matrix xb)
+{
+    EACH_ELEMENT(i, j, xb)
+        xb(i, j) = x(rows[i], j);
+}
+
+ELEMENTS take_labels(Integers t, Integers rows, Integers tb)
+{
+    EACH(i, rows.size)
+        tb[i] = t[rows[i]];
+}
+
+ELEMENTS take_weights(Table w, Integers rows, Vector wb)
+{
+    EACH(i, rows.size)
+        wb[i] = w(rows[i], 0);
+}
+
+COLUMNS dense_bias_grad(Matrix dz, Matrix db)
+{
+    EACH_COLUMN(j, dz.columns) {
+        Real sum = 0;
+        ALONG_COLUMN(i, j, dz)
+            sum += dz(i, j);
+        sum = over_column(sum);
+        if (j < dz.columns)
+            db(0, j) = sum;
+    }
+}
+
+ELEMENTS add_bias(Matrix b, Matrix z)
+{
+    EACH_ELEMENT(i, j, z)
+        z(i, j) += b(0, j);
+}
+
+ELEMENTS add_bias_relu(Matrix b, Matrix z)
+{
+    EACH_ELEMENT(i, j, z) {
+        Real x = z(i, j) + b(0, j);
+        z(i, j) = x <= 0 ? 0 : x;
+    }
+}
+
+// Four random words of Philox4x64-10 (Salmon et al., 2011), as np.random.Philox gives them.
+struct Block {
+    unsigned long long word[4];
+};
+
+__device__ static Block philox(unsigned long long counter, Words key)
+{
+    unsigned long long c0 = counter, c1 = key[2], c2 = key[3], c3 = 0, k0 = key[0], k1 = key[1];
+    const unsigned long long m0 = 0xD2E7470EE14C6C93ull, m1 = 0xCA5A826395121157ull;
+    for (int round = 0; round < 10; round++) {
+        unsigned long long high0 = __umul64hi(m0, c0), low0 = m0 * c0, high1 = __umul64hi(m1, c2), low1 = m1 * c2;
+        c0 = high1 ^ c1 ^ k0, c1 = low1, c2 = high0 ^ c3 ^ k1, c3 = low0;
+        k0 += 0x9E3779B97F4A7C15ull, k1 += 0xBB67AE8584CAA73Bull;
+    }
+    return {{c0, c1, c2, c3}};
+}
+
+ELEMENTS dropout_forward(Matrix x, Doubles rate, Words key, Matrix y, Matrix mask, Room room)
+{
+    Index size = x.rows * x.columns;
+    Real scale = rate[0] < 1 ? 1 / (1 - rate[0]) : 0;
+    EACH(block, (size + 7) / 8) {
+        Block random = philox(block + 1, key);
+        for (Index k = 8 * block; k < 8 * block + 8 && k < size; k++) {
+            Index i = k / x.columns, j = k % x.columns;
+            unsigned half = random.word[k % 8 / 2] >> (k % 2 ? 32 : 0);
+            mask(i, j) = (half >> 8) / 16777216.0 >= rate[0] ? scale : 0;
+            y(i, j) = x(i, j) * mask(i, j);
+        }
+    }
+    if (is_last_block(room) && is_first_thread())
+        key[2]++;
+}
+
+ELEMENTS dropout_backward(Matrix dy, Matrix mask, Matrix dx)
+{
+    EACH_ELEMENT(i, j, dy)
+        dx(i, j) = dy(i, j) * mask(i, j);
+}

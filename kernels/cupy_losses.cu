@@ -1,0 +1,282 @@
+// Softmax, losses and their gradients; see cupy_math.cu.
+
+struct Exponents {
+    Real top;
+    double sum;
+};
+
+// A row's largest element, and the sum of exp(z - top).
+__device__ static Exponents exponents(Matrix z, Index i)
+{
+    Real top = z(i, 0), sum = 0;
+    ALONG_ROW(j, z.columns)
+        top = fmax(top, z(i, j));
+    top = over_row(top, true);
+    ALONG_ROW(j, z.columns)
+        sum += exp(z(i, j) - top);
+    return {top, over_row(sum)};
+}
+
+ROWS softmax_forward(Matrix z, Matrix p)
+{
+    EACH_ROW(i, z.rows) {
+        Exponents row = exponents(z, i);
+        Real factor = 1 / row.sum;
+        ALONG_ROW(j, z.columns)
+            p(i, j) = exp(z(i, j) - row.top) * factor;
+    }
+}
+
+ROWS softmax_jacobian(Matrix p, Matrix j)
+{
+    EACH_ROW(i, p.rows)
+        ALONG_ROW(k, p.columns * p.columns) {
+            Real a = p(i, k / p.columns), b = p(i, k % p.columns);
+            j(i, k) = (k / p.columns == k % p.columns ? a : 0) - a * b;
+        }
+}
+
+ROWS softmax_backward(Matrix dp, Matrix p, Matrix dz)
+{
+    EACH_ROW(i, p.rows) {
+        Real mean = 0;
+        ALONG_ROW(j, p.columns)
+            mean += p(i, j) * dp(i, j);
+        mean = over_row(mean);
+        ALONG_ROW(j, p.columns)
+            dz(i, j) = p(i, j) * (dp(i, j) - mean);
+    }
+}
+
+__device__ static Real tiny() { return sizeof(Real) == 4 ? Real(1.17549435e-38) : Real(2.2250738585072014e-308); }
+
+__device__ static Real clip(Real x, Real low, Real high) { return x < low ? low : x > high ? high : x; } // or NaN
+
+ELEMENTS cross_entropy_forward(Matrix p, Integers t, Doubles total, Vector cost, Room room)
+{
+    double sum = 0, rows = 0;
+    EACH(i, cost.size) {
+        cost[i] = -log(clip(p(i, t[i]), 1e-7, 1 - 1e-7));
+        sum += cost[i], rows++;
+    }
+    add_up(sum, rows, total, room);
+}
+
+ELEMENTS cross_entropy_backward(Matrix p, Integers t, Matrix dp)
+{
+    EACH_ELEMENT(i, j, p) // finite where a probability has underflowed to 0
+        dp(i, j) = j == t[i] ? -1 / ((p(i, j) < tiny() ? tiny() : p(i, j)) * p.rows) : 0;
+}
+
+ROWS softmax_cross_entropy(Matrix z, Integers t, Doubles total, Matrix dz, Room room)
+{
+    double cost = 0, rows = 0;
+    EACH_ROW(i, z.rows) {
+        Exponents row = exponents(z, i);
+        Real factor = 1 / (row.sum * z.rows), share = Real(1) / z.rows;
+        if (threadIdx.x == 0)
+            cost += log(row.sum) - (z(i, t[i]) - row.top), rows++;
+        ALONG_ROW(j, z.columns)
+            dz(i, j) = exp(z(i, j) - row.top) * factor - (j == t[i] ? share : 0);
+    }
+    add_up(cost, rows, total, room);
+}
+
+ELEMENTS softmax_cross_entropy_backward(Matrix p, Integers t, Matrix dz)
+{
+    EACH_ELEMENT(i, j, p)
+        dz(i, j) = (p(i, j) - (j == t[i])) / p.rows;
+}
+
+ELEMENTS one_hot(Integers t, Matrix p, Matrix rows)
+{
+    EACH_ELEMENT(i, j, p)
+        rows(i, j) = j == t[i];
+}
+
+// What gradients are multiplied by, where room.sum(0) is the weight of all rows.
+__device__ static Real inverse_weight(Doubles mean, Room room)
+{
+    return !mean[0] ? 1 : room.sum(0) ? 1 / room.sum(0) : 0;
+}
+
+// What kernels of weighted losses need first: the weight of all rows.
+ELEMENTS weigh_labels(Integers t, Vector weights, Doubles class_weight, Room room)
+{
+    double weight = 0;
+    EACH(i, weights.size)
+        weight += weights[i] * class_weight[t[i]];
+    keep_sum(weight, room);
+}
+
+ROWS weigh_rows(Matrix t, Vector weights, Doubles class_weight, Room room)
+{
+    double weight = 0;
+    EACH_ROW(i, t.rows)
+        ALONG_ROW(j, t.columns)
+            weight += weights[i] * (t(i, j) * class_weight[j]);
+    keep_sum(weight, room);
+}
+
+ELEMENTS weigh_elements(Vector weights, Room room)
+{
+    double weight = 0;
+    EACH(i, weights.size)
+        weight += weights[i];
+    keep_sum(weight, room);
+}
+
+// A row's targets: whole ones, or labels.
+struct Soft {
+    Matrix t;
+    __device__ Real operator()(Index i, Index j) const { return t(i, j); }
+};
+struct Label {
+    Integers t;
+    __device__ Real operator()(Index i, Index j) const { return j == t[i]; }
+};
+
+// What a class's -log p is multiplied by.
+template <class Targets> __device__ Real share_of(Targets t, Index i, Index j, Doubles class_weight, Doubles smoothing)
+{
+    return (Real(1 - smoothing[0]) * t(i, j) + Real(smoothing[0] / class_weight.size)) * Real(class_weight[j]);
+}
+
+template <class Targets>
+__device__ void softmax_rows(Matrix z, Targets t, Vector weights, Doubles class_weight, Doubles smoothing, Doubles mean,
+                             Doubles total, Vector cost, Matrix dz, Room room)
+{
+    double costs = 0, weight = is_first_thread() && block_of_grid() == 0 ? room.sum(0) : 0;
+    Real scale = inverse_weight(mean, room);
+    EACH_ROW(i, z.rows) {
+        Exponents row = exponents(z, i);
+        double sums = 0, logits = 0;
+        ALONG_ROW(j, z.columns) {
+            Real q = share_of(t, i, j, class_weight, smoothing);
+            sums += q;
+            logits += q == 0 ? 0 : q * (z(i, j) - row.top);
+        }
+        sums = over_row(sums);
+        logits = over_row(logits);
+        Real w = sums == 0 ? 0 : weights[i]; // a row that does not count becomes 0, whatever it holds
+        if (threadIdx.x == 0) {
+            cost[i] = w == 0 ? 0 : w * (sums * log(row.sum) - logits);
+            costs += cost[i];
+        }
+        Real factor = sums / row.sum;
+        ALONG_ROW(j, z.columns) {
+            Real q = share_of(t, i, j, class_weight, smoothing);
+            dz(i, j) = w == 0 ? 0 : (exp(z(i, j) - row.top) * factor - q) * (w * scale);
+        }
+    }
+    add_up(costs, weight, total, room);
+}
+
+ROWS weighted_softmax_cross_entropy(Matrix z, Integers t, Vector weights, Doubles class_weight, Doubles smoothing,
+                                    Doubles mean, Doubles total, Vector cost, Matrix dz, Room room)
+{
+    softmax_rows(z, Label{t}, weights, class_weight, smoothing, mean, total, cost, dz, room);
+}
+
+ROWS soft_softmax_cross_entropy(Matrix z, Matrix t, Vector weights, Doubles class_weight, Doubles smoothing,
+                                Doubles mean, Doubles total, Vector cost, Matrix dz, Room room)
+{
+    softmax_rows(z, Soft{t}, weights, class_weight, smoothing, mean, total, cost, dz, room);
+}
+
+ROWS soft_cross_entropy(Matrix p, Matrix t, Vector weights, Doubles class_weight, Doubles smoothing, Doubles mean,
+                        Doubles total, Vector cost, Matrix dp, Room room)
+{
+    double costs = 0, weight = is_first_thread() && block_of_grid() == 0 ? room.sum(0) : 0;
+    Real scale = inverse_weight(mean, room);
+    EACH_ROW(i, p.rows) {
+        double sum = 0, sums = 0;
+        ALONG_ROW(j, p.columns) {
+            Real q = share_of(Soft{t}, i, j, class_weight, smoothing);
+            sums += q;
+            sum -= q == 0 ? 0 : q * log(clip(p(i, j), 1e-7, 1 - 1e-7));
+        }
+        sum = over_row(sum);
+        Real w = over_row(sums) == 0 ? 0 : weights[i];
+        if (threadIdx.x == 0) {
+            cost[i] = w == 0 ? 0 : w * sum;
+            costs += cost[i];
+        }
+        ALONG_ROW(j, p.columns) {
+            Real q = share_of(Soft{t}, i, j, class_weight, smoothing), x = fabs(p(i, j));
+            dp(i, j) = w == 0 || q == 0 ? 0 : -q / (x < tiny() ? tiny() : x) * (w * scale);
+        }
+    }
+    add_up(costs, weight, total, room);
+}
+
+// A loss that is a weighted sum over elements; in double, because squares may be large.
+template <class Loss>
+__device__ void elementwise(Matrix y, Matrix t, Vector weights, Doubles mean, Doubles total, Matrix cost, Matrix dy,
+                            Room room, Loss loss)
+{
+    double costs = 0, weight = room.sum(0) * y.columns;
+    double scale = !mean[0] ? 1 : weight ? 1 / weight : 0;
+    EACH_ELEMENT(i, j, y) {
+        double slope, c = weights[i] * loss(y(i, j), t(i, j), j, slope);
+        cost(i, j) = c;
+        costs += c;
+        dy(i, j) = slope * (weights[i] * scale);
+    }
+    bool first = is_first_thread() && block_of_grid() == 0;
+    add_up(costs, first ? weight : 0, total, room);
+}
+
+ELEMENTS mean_squared_error(Matrix y, Matrix t, Vector weights, Doubles mean, Doubles total, Matrix cost, Matrix dy,
+                            Room room)
+{
+    elementwise(y, t, weights, mean, total, cost, dy, room, [](double y, double t, Index, double &slope) {
+        slope = 2 * (y - t);
+        return (y - t) * (y - t);
+    });
+}
+
+ELEMENTS mean_absolute_error(Matrix y, Matrix t, Vector weights, Doubles mean, Doubles total, Matrix cost, Matrix dy,
+                             Room room)
+{
+    elementwise(y, t, weights, mean, total, cost, dy, room, [](double y, double t, Index, double &slope) {
+        slope = y > t ? 1 : y < t ? -1 : y - t;
+        return fabs(y - t);
+    });
+}
+
+ELEMENTS huber(Matrix y, Matrix t, Vector weights, Doubles delta, Doubles mean, Doubles total, Matrix cost, Matrix dy,
+               Room room)
+{
+    double end = delta[0];
+    elementwise(y, t, weights, mean, total, cost, dy, room, [end](double y, double t, Index, double &slope) {
+        // with the slope e up to delta, and +-delta beyond, both branches are slope * (e - slope / 2)
+        double e = y - t;
+        slope = e > end ? end : e < -end ? -end : e;
+        return slope * (e - slope / 2);
+    });
+}
+
+ELEMENTS poisson(Matrix y, Matrix t, Vector weights, Doubles log_input, Doubles mean, Doubles total, Matrix cost,
+                 Matrix dy, Room room)
+{
+    bool of_logs = log_input[0];
+    elementwise(y, t, weights, mean, total, cost, dy, room, [of_logs](double y, double t, Index, double &slope) {
+        double rate = of_logs ? exp(y) : y + 1e-8;
+        slope = of_logs ? rate - t : 1 - t / rate;
+        return of_logs ? rate - t * y : y - t * log(rate);
+    });
+}
+
+__device__ static double softplus(double x) { return (x > 0 ? x : 0) + log1p(exp(-fabs(x))); }
+
+ELEMENTS binary_cross_entropy(Matrix y, Matrix t, Vector weights, Doubles pos_weight, Doubles mean, Doubles total,
+                              Matrix cost, Matrix dy, Room room)
+{
+    elementwise(y, t, weights, mean, total, cost, dy, room, [pos_weight](double z, double t, Index j, double &slope) {
+        // log(1 + exp(-z)) where t is 1, and log(1 + exp(z)) where t is 0
+        double low = softplus(-z), high = softplus(z);
+        slope = (1 - t) * exp(-low) - pos_weight[j] * t * exp(-high);
+        return pos_weight[j] * t * low + (1 - t) * high;
+    });
+}

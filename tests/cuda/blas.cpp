@@ -1,0 +1,111 @@
+// Products on the host behind the functions of cuBLASLt and cuBLAS that cublaslt.py calls, by their documentation:
+// matrices lie column by column, and d = act(op(a) op(b) + bias of each row).
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <vector>
+
+struct Layout {
+    int type;
+    int64_t rows, columns, step;
+};
+struct Product {
+    int compute, type;
+    std::map<int, int64_t> attributes;
+};
+enum { TRANSA = 3, TRANSB = 4, EPILOGUE = 7, BIAS_POINTER = 8, RELU = 2, BIAS = 4 };
+enum { INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
+
+template <class Real>
+static void multiply(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, Real alpha, const Real *a,
+                     int64_t lda, const Real *b, int64_t ldb, Real beta, Real *c, int64_t ldc, const Real *bias,
+                     bool relu)
+{
+    std::vector<double> column(m);
+    for (int64_t j = 0; j < n; j++) {
+        std::fill(column.begin(), column.end(), 0.0);
+        for (int64_t l = 0; l < k; l++) {
+            double factor = transpose_b ? b[j + l * ldb] : b[l + j * ldb];
+            for (int64_t i = 0; i < m; i++)
+                column[i] += factor * (transpose_a ? a[l + i * lda] : a[i + l * lda]);
+        }
+        for (int64_t i = 0; i < m; i++) {
+            double x = alpha * column[i] + (beta == 0 ? 0 : beta * c[i + j * ldc]) + (bias ? bias[i] : 0);
+            c[i + j * ldc] = relu && x < 0 ? 0 : x;
+        }
+    }
+}
+
+extern "C" {
+int fused_epilogues = 1, any_algorithm = 1; // what this library can do, for tests of what happens if it cannot
+
+int cublasLtCreate(void **handle) { return *handle = (void *)1, 0; }
+int cublasCreate_v2(void **handle) { return *handle = (void *)2, 0; }
+int cublasSetStream_v2(void *, void *) { return 0; }
+int cublasSetWorkspace_v2(void *, void *, size_t) { return 0; }
+int cublasLtMatmulDescCreate(Product **made, int compute, int type) { return *made = new Product{compute, type, {}}, 0; }
+int cublasLtMatmulDescDestroy(Product *product) { return delete product, 0; }
+int cublasLtMatmulDescSetAttribute(Product *product, int attribute, const void *value, size_t size)
+{
+    if (size != (attribute == BIAS_POINTER ? 8 : 4))
+        return INVALID_VALUE;
+    int64_t number = 0;
+    memcpy(&number, value, size);
+    product->attributes[attribute] = number;
+    return 0;
+}
+int cublasLtMatrixLayoutCreate(Layout **made, int type, uint64_t rows, uint64_t columns, int64_t step)
+{
+    if (step < (int64_t)rows)
+        return INVALID_VALUE;
+    return *made = new Layout{type, (int64_t)rows, (int64_t)columns, step}, 0;
+}
+int cublasLtMatrixLayoutDestroy(Layout *layout) { return delete layout, 0; }
+int cublasLtMatmulPreferenceCreate(void **made) { return *made = malloc(1), 0; }
+int cublasLtMatmulPreferenceDestroy(void *preference) { return free(preference), 0; }
+int cublasLtMatmulPreferenceSetAttribute(void *, int attribute, const void *, size_t size)
+{
+    return size == (attribute == 1 ? 8 : 4) ? 0 : INVALID_VALUE;
+}
+int cublasLtMatmulAlgoGetHeuristic(void *, Product *product, Layout *, Layout *, Layout *, Layout *, void *, int,
+                                   void *results, int *count)
+{
+    bool fused = product->attributes[EPILOGUE] != 1;
+    *count = any_algorithm && (fused_epilogues || !fused);
+    if (*count)
+        memset(results, 0, 96);
+    return *count ? 0 : NOT_SUPPORTED;
+}
+int cublasLtMatmul(void *, Product *product, const void *alpha, const void *a, Layout *of_a, const void *b, Layout *of_b,
+                   const void *beta, const void *c, Layout *of_c, void *d, Layout *of_d, const void *, void *workspace,
+                   size_t, void *)
+{
+    std::map<int, int64_t> &given = product->attributes;
+    int ta = given[TRANSA], tb = given[TRANSB];
+    int64_t k = ta ? of_a->rows : of_a->columns;
+    if (c != d || !workspace || of_d->type != product->type || (ta ? of_a->columns : of_a->rows) != of_d->rows ||
+        (tb ? of_b->rows : of_b->columns) != of_d->columns || (tb ? of_b->columns : of_b->rows) != k)
+        return INVALID_VALUE;
+    bool relu = given[EPILOGUE] & RELU;
+    void *bias = given[EPILOGUE] & BIAS ? (void *)given[BIAS_POINTER] : nullptr;
+    if (of_d->type == 0)
+        multiply(ta, tb, of_d->rows, of_d->columns, k, *(float *)alpha, (float *)a, of_a->step, (float *)b, of_b->step,
+                 *(float *)beta, (float *)d, of_d->step, (float *)bias, relu);
+    else
+        multiply(ta, tb, of_d->rows, of_d->columns, k, *(double *)alpha, (double *)a, of_a->step, (double *)b,
+                 of_b->step, *(double *)beta, (double *)d, of_d->step, (double *)bias, relu);
+    return 0;
+}
+int cublasGemmEx(void *, int ta, int tb, int m, int n, int k, const void *alpha, const void *a, int type, int lda,
+                 const void *b, int, int ldb, const void *beta, void *c, int, int ldc, int, int)
+{
+    if (type == 0)
+        multiply(ta, tb, m, n, k, *(float *)alpha, (float *)a, lda, (float *)b, ldb, *(float *)beta, (float *)c, ldc,
+                 (float *)nullptr, false);
+    else
+        multiply(ta, tb, m, n, k, *(double *)alpha, (double *)a, lda, (double *)b, ldb, *(double *)beta, (double *)c,
+                 ldc, (double *)nullptr, false);
+    return 0;
+}
+}

@@ -1,0 +1,310 @@
+"""CuPy and cuBLAS as the engine uses them, on the host: NumPy's memory, kernels compiled by g++ against `shim.h`.
+
+As strict as CuPy: its arrays are not NumPy's, and mix with them only where they are told to.
+"""
+
+import collections
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import operator
+import re
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+import fastbp.kernels
+import fastbp.selection
+from fastbp.kernels.cublaslt import SIGNATURES
+
+HERE = Path(__file__).parent
+COMPILER = shutil.which("g++")
+KEPT = HERE / "__pycache__"
+
+
+class ndarray:  # noqa: N801  as CuPy names it
+    """A NumPy array that pretends to be elsewhere."""
+
+    __hash__ = None
+
+    def __init__(self, array):
+        self._array = array
+
+    for _name in ("shape", "dtype", "strides", "size", "ndim", "nbytes", "itemsize"):
+        locals()[_name] = property(operator.attrgetter(f"_array.{_name}"))
+    for _name in (
+        "all", "any", "argmax", "astype", "copy", "max", "mean", "min", "ravel", "reshape", "sum", "transpose", "view",
+        "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__pow__",
+        "__neg__", "__abs__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__and__", "__or__",
+        "__invert__", "__getitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__",
+    ):  # fmt: skip
+        locals()[_name] = lambda self, *given, _name=_name, **named: wrap(
+            getattr(self._array, _name)(*map(own, given), **named)
+        )
+    for _name in ("tobytes", "tolist", "item", "__bool__", "__float__", "__int__", "__index__", "__repr__"):
+        locals()[_name] = lambda self, *given, _name=_name: getattr(self.get(), _name)(*given)
+
+    def __len__(self):
+        return len(self._array)
+
+    @property
+    def T(self):  # noqa: N802
+        return ndarray(self._array.T)
+
+    @property
+    def flags(self):
+        flags = self._array.flags
+        return SimpleNamespace(c_contiguous=flags.c_contiguous, f_contiguous=flags.f_contiguous, owndata=flags.owndata)
+
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self._array.ctypes.data)
+
+    @property
+    def __cuda_array_interface__(self):
+        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.data.ptr, False), "version": 3}
+
+    def get(self):
+        counted["copies to the host"] += 1
+        return self._array.copy("C")
+
+    def fill(self, value):
+        self._array.fill(own(value))
+
+    def __setitem__(self, key, value):
+        self._array[own(key)] = own(value)
+
+    def __array__(self, *_, **__):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **named):
+        result = getattr(ufunc, method)(*map(own, inputs), out=out and tuple(map(own, out)), **named)
+        return out[0] if out else wrap(result)
+
+    def __dlpack__(self, **_):
+        raise BufferError("in the memory of a GPU")
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+
+def own(x):
+    """What stands behind an array; NumPy's own are refused."""
+    if isinstance(x, np.ndarray):
+        raise TypeError(f"Unsupported type {type(x)}")
+    return x._array if isinstance(x, ndarray) else tuple(map(own, x)) if isinstance(x, tuple) else x
+
+
+def wrap(x):
+    return ndarray(np.asarray(x)) if isinstance(x, np.ndarray | np.generic) else x
+
+
+counted = collections.Counter()  # what waits for a GPU, or takes memory of it
+
+
+def empty(shape, dtype=float):
+    counted["allocations"] += 1
+    array = np.empty(shape, dtype)
+    array.reshape(-1).view(np.uint8)[:] = 0xFF  # NaN
+    return ndarray(array)
+
+
+def zeros(shape, dtype=float):
+    array = empty(shape, dtype)
+    array.fill(0)
+    return array
+
+
+def asarray(x, dtype=None):
+    if not isinstance(x, ndarray):
+        if not np.asarray(x).dtype.isnative or np.asarray(x).dtype.kind not in "fiub":
+            raise ValueError(f"Unsupported dtype {np.asarray(x).dtype}")
+        counted["uploads"] += 1
+        return ndarray(np.array(x, dtype))
+    return x if dtype is None or x.dtype == dtype else ndarray(x._array.astype(dtype))
+
+
+def ascontiguousarray(x):
+    return x if x.flags.c_contiguous else ndarray(np.ascontiguousarray(x._array))
+
+
+def compiled(code, *options):
+    """A library made of C++; compiled once for the same text."""
+    name = hashlib.sha256(repr((code, options)).encode()).hexdigest()[:16]
+    library = KEPT / f"{name}.so"
+    if not library.exists():
+        KEPT.mkdir(exist_ok=True)
+        made = KEPT / f"{name}.tmp"
+        command = [
+            COMPILER,
+            "-x",
+            "c++",
+            "-std=c++17",
+            "-O1",
+            "-g1",
+            "-fPIC",
+            "-shared",
+            "-w",
+            *options,
+            "-",
+            "-o",
+            made,
+        ]
+        subprocess.run(command, input=code, text=True, check=True)
+        made.replace(library)
+    return ctypes.PyDLL(str(library))  # which keeps the GIL: the shim runs one launch at a time
+
+
+OPTIONS = []  # for g++, as -fsanitize=address
+
+
+class RawModule:
+    def __init__(self, *, code, options=()):
+        names = (
+            ["replay"]
+            if "replay(" in code
+            else re.findall(r"^(?:ELEMENTS|ROWS|COLUMNS|ONE_BLOCK) (\w+)\(", code, re.MULTILINE)
+        )
+        launchers = "".join(f"LAUNCH({name})\n" for name in names)
+        self._library = compiled(f"{(HERE / 'shim.h').read_text()}\n{code}\n{launchers}", *OPTIONS)
+
+    def get_function(self, name):
+        return functools.partial(launch, name, self._library[f"launch_{name}"])
+
+
+def launch(name, function, grid, block, arguments):
+    """Pass arguments as CuPy does: each by value, a NumPy array only if it is of one item, an int as int64."""
+    values = []
+    for x in arguments:
+        if isinstance(x, ndarray):
+            x = np.uint64(x.data.ptr)
+        if isinstance(x, np.ndarray) and x.size != 1:
+            raise TypeError("a NumPy array that a kernel is given must be of size one")
+        values.append(np.atleast_1d(np.int64(x) if type(x) is int else x))
+    addresses = (ctypes.c_void_p * len(values))(*(x.ctypes.data for x in values))
+    sizes = (ctypes.c_size_t * len(values))(*(x.nbytes for x in values))
+    shape = [(ctypes.c_uint * 2)(*(*numbers, 1)[:2]) for numbers in (grid, block)]
+
+    def work(values=values):  # which are kept, as a graph keeps them
+        wrong = function(*shape, addresses, sizes, ctypes.c_size_t(len(values)))
+        if wrong > 0:
+            raise TypeError(f"{name}: argument {wrong} is not of its parameter's size")
+        if wrong < 0:
+            raise RuntimeError(f"{name}: threads wait at a barrier to which others never come")
+
+    Stream.current.do(work)
+
+
+class Stream:
+    """What is launched on it, it does at once, or notes down while it captures a graph."""
+
+    ptr = 0
+    current = None
+
+    def __init__(self, *, non_blocking=False):
+        self.ptr, self.captured = id(self), None
+
+    def __enter__(self):
+        self.outer, Stream.current = Stream.current, self
+        return self
+
+    def __exit__(self, *_):
+        Stream.current = self.outer
+
+    def begin_capture(self):
+        self.captured = []
+
+    def end_capture(self):
+        captured, self.captured = self.captured, None
+        return SimpleNamespace(launch=lambda: [work() for work in captured])
+
+    def synchronize(self):
+        if self.captured is not None:
+            raise RuntimeError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
+
+    def do(self, work):
+        work() if self.captured is None else self.captured.append(work)
+
+
+Stream.current = Stream.null = Stream()
+
+
+cupy = types.ModuleType("cupy")
+cupy.__dict__.update(
+    ndarray=ndarray,
+    empty=empty,
+    zeros=zeros,
+    asarray=asarray,
+    ascontiguousarray=ascontiguousarray,
+    asnumpy=lambda x: x.get() if isinstance(x, ndarray) else np.asarray(x),
+    byte_bounds=lambda x: np.lib.array_utils.byte_bounds(x._array),
+    RawModule=RawModule,
+    cuda=SimpleNamespace(
+        Device=lambda: SimpleNamespace(attributes={"MultiProcessorCount": 1}),
+        Stream=Stream,
+        get_current_stream=lambda: Stream.current,
+    ),
+)
+
+
+@functools.cache
+def engine_module():
+    """`cupy_engine` once more, on the stand-in for CuPy; with the real one, if there is, nothing is shared."""
+    before, name = sys.modules.get("cupy"), f"{fastbp.kernels.__name__}.cupy_engine_on_host"
+    spec = importlib.util.spec_from_file_location(name, Path(fastbp.kernels.__path__[0]) / "cupy_engine.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    sys.modules["cupy"] = cupy
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.modules.pop("cupy")
+        if before is not None:
+            sys.modules["cupy"] = before
+    return module
+
+
+class Blas:
+    """`blas.cpp`, whose products a stream captures as it does kernels."""
+
+    def __init__(self):
+        self.library = compiled((HERE / "blas.cpp").read_text(), *OPTIONS)
+
+    def __getattr__(self, name):
+        function = getattr(self.library, name)
+        return (
+            functools.partial(self.product, name, function) if name in ("cublasLtMatmul", "cublasGemmEx") else function
+        )
+
+    @staticmethod
+    def product(name, function, *arguments):
+        def work():
+            if status := function(*arguments):
+                raise RuntimeError(f"{name} returned {status}")
+
+        function.argtypes = SIGNATURES[name]
+        Stream.current.do(work)
+        return 0
+
+
+@functools.cache
+def engine_on_host():
+    """`CupyEngine` on the stand-ins."""
+    blas = Blas()
+    engine_module().CupyEngine.load_blas = staticmethod(lambda: (blas, blas))
+    return engine_module().CupyEngine()
+
+
+def install():
+    """Make fastbp take this for its engine "cupy", for all of its tests to run on."""
+    engine_module().SMALL = 0  # else g++ compiles a kernel for each network
+    selection = fastbp.selection
+    selection._KNOWN["cupy"] = selection._KNOWN["cupy"]._replace(needs=(), lacks=list)
+    load = selection._load
+    selection._load = functools.wraps(load)(lambda name: engine_on_host() if name == "cupy" else load(name))
+    selection._load.cache_clear = load.cache_clear

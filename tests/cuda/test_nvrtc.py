@@ -1,0 +1,37 @@
+"""Every `.cu` file compiles for the GPUs of a data centre, from pip's wheels alone."""
+
+import pytest
+
+from . import standin
+
+nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings", exc_type=ImportError)
+ENGINE = standin.engine_module()
+
+
+def run(function, *arguments):
+    status, *results = function(*arguments)
+    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, f"{function.__name__}: {status}"
+    return results[0] if results else None
+
+
+# a classifier's training step, as one kernel
+STEP = "next_batch", "take", "take_labels", "dense_relu_forward", "dense_forward", "softmax_cross_entropy"
+STEP += "dense_bias_grad", "dense_weight_grad", "dense_input_grad", "relu_grads", "adam"
+
+
+@pytest.mark.parametrize("file", [*ENGINE.FILES[1:], "parts"])
+@pytest.mark.parametrize("floats", ["float32", "float64"])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
+def test_kernels_compile(file, floats, architecture):
+    try:
+        run(nvrtc.nvrtcVersion)
+    except RuntimeError as error:
+        pytest.skip(f"needs nvidia-cuda-nvrtc: {error}")
+    source = ENGINE.source_of_parts(STEP, floats) if file == "parts" else ENGINE.source([file], floats)
+    program = run(nvrtc.nvrtcCreateProgram, source.encode(), b"kernels.cu", 0, [], [])
+    options = [f"--gpu-architecture={architecture}".encode(), *(option.encode() for option in ENGINE.OPTIONS)]
+    status = nvrtc.nvrtcCompileProgram(program, len(options), options)[0]
+    log = b" " * run(nvrtc.nvrtcGetProgramLogSize, program)
+    run(nvrtc.nvrtcGetProgramLog, program, log)
+    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
+    assert run(nvrtc.nvrtcGetCUBINSize, program) > 0
