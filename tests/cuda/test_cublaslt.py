@@ -54,8 +54,11 @@ def test_the_library_takes_descriptors_layouts_and_attributes(real, monkeypatch)
 
 
 def test_the_library_refuses_what_is_wrong(real):
-    with pytest.raises(BlasError, match=r"cublasLtMatmulDescCreate returned \d+"):
-        real.call("cublasLtMatmulDescCreate", ctypes.byref(ctypes.c_void_p()), -1, -1)
+    made, number = ctypes.c_void_p(), ctypes.c_int(0)
+    real.call("cublasLtMatmulDescCreate", ctypes.byref(made), cublaslt.COMPUTE["fp32"], cublaslt.TYPES["float32"])
+    with pytest.raises(BlasError, match=r"cublasLtMatmulDescSetAttribute returned \d+"):
+        real.call("cublasLtMatmulDescSetAttribute", made, cublaslt.TRANSA, ctypes.byref(number), 1)
+    real.call("cublasLtMatmulDescDestroy", made)
 
 
 @pytest.mark.parametrize("transpose_a", [False, True])
