@@ -104,7 +104,7 @@ def test_float32_and_gradients_added_up(engine, way):
 def test_an_epoch_neither_allocates_nor_waits(engine, way):
     model = model_on(engine, optimizer=fastbp.Adam(0.01))
     with model.training() as trainer:
-        trainer.bind(model._checked(X, Y), 8)
+        trainer.bind(model.checked(X, Y), 8)
         trainer.epoch()
         trainer.epoch()
         tape, steps = trainer._replays[0]
