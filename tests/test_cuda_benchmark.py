@@ -1,14 +1,12 @@
 """The script that a GPU is looked at with, as far as it goes without one."""
 
-import importlib
 import json
 
 import pytest
 
 import fastbp
 import fastbp.selection
-
-gpu = importlib.import_module("gpu")
+from fastbp.benchmarks import gpu
 
 
 def available(monkeypatch, why_not):
