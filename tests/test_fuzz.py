@@ -199,12 +199,14 @@ def test_training_is_that_of_torch(problem, data):
     assume(len(model.memory.gradients))
     twin = Reference(model)
     history = twin.fit(X, y, weights, batch, epochs)
+    outputs = twin.forward(torch.tensor(X), training=False)
     assume(twin.margin > (1e-4 if model.dtype == np.float32 else 1e-9))
+    # what diverges makes as much as it likes of rounding
+    assume(max(np.abs(history).max(), outputs.abs().max().item()) < 1e6)
     model.fit(**given, epochs=epochs, batch_size=batch, shuffle=False)
     assert_near(model.history["loss"], history, model, times=5)
     for (place, name), theirs in twin.parameters.items():
         assert_near(getattr(list(model.walk())[place], name), theirs, model, times=5)
-    outputs = twin.forward(torch.tensor(X), training=False)
     scores = {"SoftmaxCrossEntropy": lambda: outputs.softmax(1), "BinaryCrossEntropy": outputs.sigmoid}
     if model.loss.classifies:
         expected = scores.get(type(model.loss).__name__, lambda: outputs)()
