@@ -1,30 +1,17 @@
-"""Random networks, data and options against torch in float64.
-
-FASTBP_FUZZ=5000 tries so many examples of each test, at random; by default there are some dozens, always the same.
-"""
-
-import os
+"""Random networks, data and options against torch in float64."""
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import fastbp
 
 from .conftest import ENGINES
+from .fuzz import fuzz
 
 torch = pytest.importorskip("torch")
 from .torch_reference import Reference  # noqa: E402  it needs torch
-
-EXAMPLES = int(os.environ.get("FASTBP_FUZZ", "0"))
-fuzz = settings(
-    max_examples=EXAMPLES or 50,
-    deadline=None,
-    derandomize=not EXAMPLES,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
 
 LOSSES = {
     "SoftmaxCrossEntropy": lambda draw, classes: {

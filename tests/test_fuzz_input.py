@@ -1,14 +1,10 @@
-"""Random junk as arguments: either it makes sense, or a ValueError or TypeError names the argument and nothing changed.
+"""Random junk as arguments: it makes sense, or a ValueError or TypeError names the argument and nothing changed."""
 
-FASTBP_FUZZ=5000 tries so many examples of each test, at random; by default there are some dozens, always the same.
-"""
-
-import os
 import warnings
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
@@ -18,15 +14,8 @@ from fastbp.kernels.ops import OPS
 
 from .checks import small_data, small_model
 from .conftest import ENGINES
+from .fuzz import fuzz
 
-EXAMPLES = int(os.environ.get("FASTBP_FUZZ", "0"))
-fuzz = settings(
-    max_examples=EXAMPLES or 50,
-    deadline=None,
-    derandomize=not EXAMPLES,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
 X, Y = small_data(12)
 
 numbers = st.one_of(
