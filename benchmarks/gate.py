@@ -1,166 +1,157 @@
-"""The gate of continuous integration: no kernel may become much slower than it was, beside NumPy's in one run.
+"""The gate of continuous integration: no kernel, and no epoch of training, may become much slower than it was.
 
-    python -m fastbp.benchmarks.gate            compare with the ratios in gate.json
-    python -m fastbp.benchmarks.gate --prove    run some kernels twice, and see that the gate finds them
-    python -m fastbp.benchmarks.gate --update   measure the ratios of this processor, and store them
+    python -m fastbp.benchmarks.gate            race the Numba engine against itself as it was at BASE
+    python -m fastbp.benchmarks.gate --prove    race it against itself, working twice and as it is
 
-Only ratios count: how many times longer the Numba engine takes than a yardstick that takes turns with it. That is
-NumPy's kernel for the same op, NumPy's `dense_forward` for an op that NumPy does not have, and the notebook's code for
-an epoch of training. BLAS is held to one thread. What is beyond its bound is measured again a while later, and
-fails if it always is.
+Two processes, one with the code under test and one with the base's, take turns of milliseconds at the same work, BLAS
+held to one thread. What looks slower is raced again a while later by new processes, and the least times of all tries
+count. The exit code is 1 where something is slower, and 3 where the base cannot be had and nothing was raced.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import functools
+import io
 import math
-import statistics
+import os
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+import zipfile
+from collections.abc import Collection, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeAlias
 
-import fastbp
-from fastbp.kernels.engine import Call, Engine, Program
-from fastbp.kernels.ops import OPS
-from fastbp.threads import limited_threads
+import platformdirs
 
-from .cases import Case, time_group
-from .machine import lanes_of_a_vector, machine
-from .ops import by_engine, op_case
-from .training import NETWORKS, by_fastbp, notebook, training_case
+from .racing import HERE, RACED, Racer, race
+from .training import NETWORKS
 
-__all__ = ["gate", "pairs", "ratio", "slowed"]
+__all__ = ["BaseNotAvailable", "checkout", "slower"]
 
-FACTOR = 1.7  # how much slower than stored is too slow: a kernel made twice as slow shows
-ELSEWHERE = 3.0  # the same on a processor whose ratios nobody has stored
+BASE = "ffbdbd354d608c81c1edcda9ae50287c75d6565e"  # to move on, where a kernel may be slower for a reason
+FACTOR = 1.5  # how many times slower is too slow
+SUSPECT = 1.25  # from here on it is raced again
 TRIES = 4
-PAUSE = 2.0  # seconds between tries, in which a busy machine may become calm
-FILE = Path(__file__).with_name("gate.json")
-UNGATED = "next_batch", "next_rate", "softmax_jacobian"  # nanoseconds, and for eyes alone
-PROOF = ["dense_forward", "softmax_cross_entropy", "layer_norm_backward", "relu_backward", "adam"]
-
-#: The case to watch, and its yardstick.
-Pair: TypeAlias = "tuple[Case, Case]"
+PAUSE = 1.0  # seconds between tries, in which a busy machine may become calm
+PROOF = ["dense_forward", "softmax_cross_entropy", "layer_norm_backward", "relu_backward", "adam", "64-128-10"]
 
 
-def pairs(watched: Engine, yardstick: Engine, ops: Sequence[str], networks: Sequence[str] = ()) -> Iterator[Pair]:
-    """What the gate compares."""
-    for name in ops:
-        if watched.supports(OPS[name]):
-            other = OPS[name] if yardstick.supports(OPS[name]) else OPS["dense_forward"]
-            yield (
-                op_case(OPS[name], "watched", by_engine(watched), "medium", "float32", {}),
-                op_case(other, "yardstick", by_engine(yardstick), "medium", "float32", {}),
-            )
-    for network in networks:
-        case = training_case("epochs", network, "watched", by_fastbp(watched, threads=1), 1)
-        yield case, training_case("epochs", network, "yardstick", notebook, 1)
+class BaseNotAvailable(Exception):
+    """There is nothing to race against."""
 
 
-def ratio(pair: Pair, repeats: int = 15) -> float:
-    """How many times longer the watched case takes than its yardstick, by the least of each: others only slow down."""
-    rivals = [replace(case, awake=0.0) for case in pair]  # BLAS has one thread, and after a rest a core is slower
-    seconds = time_group(rivals, repeats, 0.002)
-    return min(seconds["watched"]) / min(seconds["yardstick"])
-
-
-def gate(found: Sequence[Pair], bounds: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-    """Those that are always beyond their bounds: the least ratio that was measured, and the bound."""
-    least: dict[str, float] = {}
+def slower(new: Path, base: Path, names: Collection[str], times: int = 1) -> dict[str, float]:
+    """Those that take FACTOR times as long in `new`, or more, and how many times."""
+    least = dict.fromkeys(names, (math.inf, math.inf))
     for attempt in range(TRIES):
-        if attempt:
-            time.sleep(PAUSE)
-        for pair in found:
-            name = pair[0].name
-            least[name] = min(ratio(pair), least.get(name, math.inf))
-        found = [pair for pair in found if least[pair[0].name] > bounds.get(pair[0].name, math.inf)]
-        if not found:
+        time.sleep(PAUSE if attempt else 0)
+        with closing(Racer(new, times)) as mine, closing(Racer(base)) as its:  # in new places of memory, too
+            for name, (a, b) in least.items():
+                seconds = race(mine, its, name)
+                least[name] = min(a, seconds[0]), min(b, seconds[1])
+        least = {name: (a, b) for name, (a, b) in least.items() if a / b >= SUSPECT}
+        if not least:
             break
-    return {pair[0].name: (least[pair[0].name], bounds[pair[0].name]) for pair in found}
+    return {name: a / b for name, (a, b) in least.items() if a / b >= FACTOR}
 
 
-def slowed(engine: Engine, ops: Sequence[str]) -> Engine:
-    """The same engine, but some of its ops do their work twice."""
+def checkout(revision: str, source: Path = HERE) -> Path:
+    """A folder with the package as it was at a revision of the repository `source`, kept for the next time.
 
-    class Slowed(type(engine)):  # type: ignore[misc]
-        def program(self, calls: Sequence[Call]) -> Program:
-            twice = [call for call in calls for _ in range(1 + (call.op.name in ops))]
-            program: Program = super().program(twice)
-            return program
+    Its benchmarks are today's, so that both sides do the same.
 
-    found: Engine = Slowed()
-    return found
+    Raises
+    ------
+    BaseNotAvailable
+        Without git, a repository, or the revision in it or where it came from.
+    """
+    git = functools.partial(git_in, source)
+    try:
+        commit = f"{revision}^{{commit}}"
+        try:
+            name = git("rev-parse", "--verify", "--quiet", commit).decode().strip()
+        except subprocess.CalledProcessError:  # as in a shallow clone
+            git("fetch", "--quiet", "--depth", "1", "origin", revision)
+            name = git("rev-parse", "--verify", "FETCH_HEAD^{commit}").decode().strip()
+        folder = platformdirs.user_cache_path("fastbp", appauthor=False) / "gate" / name
+        if not folder.is_dir():
+            archive = git("archive", "--format=zip", name, "fastbp", "kernels")
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+                unpack(archive, Path(place) / "new")
+                (Path(place) / "new").rename(folder)
+    except (OSError, subprocess.CalledProcessError) as error:
+        why = getattr(error, "stderr", None)
+        raise BaseNotAvailable(f"revision {revision}: {why.decode().strip() if why else error}") from error
+    benchmarks = folder / "fastbp" / "benchmarks"
+    shutil.copytree(Path(__file__).parent, benchmarks, ignore=lambda *_: ["results", "__pycache__"], dirs_exist_ok=True)
+    return Path(folder).resolve()
 
 
-def processor() -> str:
-    """What ratios belong to."""
-    about = machine()
-    return ", ".join(
-        [about["cpu"], *sorted({x["architecture"] for x in about["blas"]}), f"{lanes_of_a_vector()} lanes"]
-    )
+def git_in(folder: Path, *arguments: str) -> bytes:
+    quiet = os.environ | {"GIT_TERMINAL_PROMPT": "0"}
+    return subprocess.run(["git", *arguments], cwd=folder, env=quiet, capture_output=True, check=True).stdout
 
 
-def stored() -> dict[str, dict[str, float]]:
-    """The ratios by processor."""
-    known: dict[str, dict[str, float]] = json.loads(FILE.read_text()) if FILE.is_file() else {}
-    return known
+def unpack(archive: bytes, folder: Path) -> None:
+    """Put kernels and all into one folder; links come out of a zip file as small text files."""
+    zipfile.ZipFile(io.BytesIO(archive)).extractall(folder)
+    for link in ("kernels", "benchmarks"):
+        (folder / "fastbp" / link).unlink()
+    (folder / "kernels").rename(folder / "fastbp" / "kernels")
 
 
-def measured(found: Sequence[Pair], rounds: int = 7) -> dict[str, float]:
-    """The median ratios of some rounds."""
-    taken = [[ratio(pair) for pair in found] for _ in range(rounds)]
-    names = [pair[0].name for pair in found]
-    return {name: round(statistics.median(x), 4) for name, x in zip(names, zip(*taken, strict=True), strict=True)}
+def changed(base: Path, folder: str) -> bool:
+    """Whether the Python files of a folder are other ones than the base's."""
+    mine, its = ({path.name: path.read_bytes() for path in (root / folder).glob("*.py")} for root in (HERE, base))
+    return mine != its
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the gate; 1 where a kernel is too slow, or, with ``--prove``, where a slow one is not found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--prove", action="store_true")
-    which.add_argument("--update", action="store_true")
+    parser.add_argument("--base", default=BASE, metavar="REV", help="another revision to race against")
+    parser.add_argument("--all", action="store_true", help="also what did not change; with --prove, also other kernels")
+    parser.add_argument("--prove", action="store_true", help="see that work done twice is found, and nothing else")
     options = parser.parse_args(arguments)
-    numba, numpy = fastbp.engine("numba"), fastbp.engine("numpy")
-    with limited_threads(1, numba):
-        return run(options, numba, numpy)
+    return prove(RACED if options.all else PROOF) if options.prove else gate(options.base, options.all)
 
 
-def run(options: Any, numba: Engine, numpy: Engine) -> int:
-    if options.prove:
-        return prove(numba)
-    known, here = stored(), processor()
-    found = list(pairs(numba, numpy, [name for name in OPS if name not in UNGATED], list(NETWORKS)[:4]))
-    if options.update:
-        FILE.write_text(json.dumps(known | {here: measured(found)}, indent=1, sort_keys=True) + "\n")
-        print(f"stored {len(found)} ratios of {here} in {FILE}")
-        return 0
-    if here in known:
-        bounds = {name: FACTOR * value for name, value in known[here].items()}
-    else:
-        print(f"no ratios are stored for {here}: bounds are {ELSEWHERE:g} times those of others")
-        bounds = {name: ELSEWHERE * max(x.get(name, 0) for x in known.values()) for name in {*OPS, *NETWORKS}}
-    beyond = gate(found, bounds)
-    for name, (least, bound) in beyond.items():
-        print(f"{name}: takes {least:.3f} times as long as its yardstick in {TRIES} tries; the bound is {bound:.3f}")
-    print(f"{len(found)} ratios, {len(beyond)} beyond their bounds")
-    return 1 if beyond else 0
+def gate(revision: str, everything: bool) -> int:
+    """Race what changed since the revision."""
+    try:
+        base = checkout(revision)
+        with closing(Racer(base)) as racer:
+            can = racer.can
+    except (BaseNotAvailable, RuntimeError) as error:
+        print(f"NOTHING WAS RACED, for want of a base. {error}")
+        return 3
+    kernels = everything or changed(base, "fastbp/kernels")
+    names = [name for name in RACED if kernels or (name in NETWORKS and changed(base, "fastbp"))]
+    if not kernels:
+        print(f"the kernels are those of {revision}: not raced" + ("" if names else ", nor is training"))
+    if new := [name for name in names if name not in can]:
+        print(f"not raced, because {revision} does not have them: {', '.join(new)}")
+    raced = [name for name in names if name in can]
+    found = slower(HERE, base, raced)
+    for name, ratio in found.items():
+        print(f"{name}: takes {ratio:.2f} times as long as at {revision}; {FACTOR:g} times is too slow")
+    print(f"{len(raced)} raced, {len(found)} too slow")
+    return 1 if found else 0
 
 
-def prove(engine: Engine) -> int:
-    """Let kernels that work twice take turns with themselves as they are; 1 where the gate is wrong."""
-    bounds = dict.fromkeys(PROOF, FACTOR)
-    missed = {*PROOF} - {*gate(list(pairs(slowed(engine, PROOF), engine, PROOF)), bounds)}
-    blamed = {*gate(list(pairs(engine, engine, PROOF)), bounds)}
-    for names, what in ((missed, "made twice as slow and not found"), (blamed, "as fast as before and found slow")):
-        if names:
-            print(f"{what}: {', '.join(sorted(names))}")
-    if not missed | blamed:
-        print(f"each of {len(PROOF)} kernels made twice as slow is found")
-    return 1 if missed | blamed else 0
+def prove(names: Sequence[str]) -> int:
+    """Let the code race against itself, first doing its work twice; 1 where the gate is wrong."""
+    missed = {*names} - {*slower(HERE, HERE, names, times=2)}
+    blamed = slower(HERE, HERE, names)
+    for found, what in ((missed, "made twice as slow and not found"), (blamed, "as fast as before and found slow")):
+        if found:
+            print(f"{what}: {', '.join(sorted(found))}")
+    print(f"of {len(names)} made twice as slow {len(missed)} missed; of as many that were not {len(blamed)} blamed")
+    return 1 if missed or blamed else 0
 
 
 if __name__ == "__main__":

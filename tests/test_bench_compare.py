@@ -1,7 +1,5 @@
-"""What changed between runs, the gate, and time to accuracy."""
+"""What changed between runs, other libraries, and time to accuracy."""
 
-import argparse
-import json
 import statistics
 
 import numpy as np
@@ -9,15 +7,14 @@ import pytest
 
 import fastbp
 from fastbp.__main__ import main
-from fastbp.benchmarks import accuracy, gate
+from fastbp.benchmarks import accuracy
 from fastbp.benchmarks.compare import changes, doubts_between, ratio_interval
 from fastbp.benchmarks.libraries import LIBRARIES, check_installed
 from fastbp.benchmarks.report import load, save, tables
 from fastbp.benchmarks.training import check, contenders, gemms, notebook, task_of, training_cases
-from fastbp.kernels.numpy_engine import NumpyEngine
 
 from .conftest import ENGINES
-from .test_bench import ABOUT, FakeTime, row_of
+from .test_bench import ABOUT, row_of
 
 ROOFS = {"flops": {"float32": 1e11, "float64": 5e10}, "copies": [[1 << 20, 1e10]], "core": None}
 
@@ -124,107 +121,6 @@ def test_a_report_comes_back_as_it_was(tmp_path):
     report = report_of([row_of("numpy", [1e-6, 2e-6])])
     save(tmp_path / "a.json", report)
     assert load(tmp_path / "a.json") == report
-
-
-# the gate
-
-
-class Timed(NumpyEngine):
-    """Each call takes a second on a clock under control, give or take a fifth."""
-
-    name = "timed"
-    clock = FakeTime()
-    rng = np.random.default_rng(0)
-
-    def program(self, calls):
-        engine, plain = self, super().program(calls)
-
-        class Program:
-            def bind(self, **slots):
-                plain.bind(**slots)
-
-            def run(self, steps):
-                engine.clock.now += len(calls) * steps * engine.rng.uniform(0.8, 1.2)
-
-        return Program()
-
-
-OPS_OF_GATE = ["dense_forward", "softmax_cross_entropy", "adam", "take"]
-
-
-@pytest.fixture
-def timed(monkeypatch):
-    monkeypatch.setattr("fastbp.benchmarks.cases.time", Timed.clock)
-    monkeypatch.setattr(gate, "time", Timed.clock)
-    return Timed()
-
-
-@pytest.mark.parametrize("slow", OPS_OF_GATE)
-def test_the_gate_finds_a_kernel_made_twice_as_slow_and_no_other(timed, slow):
-    bounds = dict.fromkeys(OPS_OF_GATE, gate.FACTOR)
-    assert gate.gate(list(gate.pairs(timed, timed, OPS_OF_GATE)), bounds) == {}
-    beyond = gate.gate(list(gate.pairs(gate.slowed(timed, [slow]), timed, OPS_OF_GATE)), bounds)
-    assert list(beyond) == [slow]
-    least, bound = beyond[slow]
-    assert gate.FACTOR < least < 2.4
-    assert bound == gate.FACTOR
-
-
-def test_the_gate_measures_again_before_it_fails(monkeypatch, timed):
-    found = list(gate.pairs(timed, timed, ["adam"]))
-    ratios = iter([3.0, 2.5, 1.1])
-    monkeypatch.setattr(gate, "ratio", lambda pair: next(ratios))
-    assert gate.gate(found, {"adam": 1.6}) == {}
-    monkeypatch.setattr(gate, "ratio", lambda pair: 3.0)
-    assert gate.gate(found, {"adam": 1.6}) == {"adam": (3.0, 1.6)}
-
-
-def test_ops_that_numpy_does_not_have_have_a_yardstick_too(timed):
-    class All(Timed):
-        def supports(self, op):
-            return True
-
-    ((watched, yardstick),) = gate.pairs(All(), timed, ["dense_elu_grads"])
-    assert (watched.name, yardstick.name) == ("dense_elu_grads", "dense_forward")
-    assert not timed.supports(fastbp.kernels.ops.OPS["dense_elu_grads"])
-
-
-def test_a_slowed_engine_computes_the_same():
-    numpy = fastbp.engine("numpy")
-    x = np.array([[-1.0, 2.0]])
-    assert gate.slowed(numpy, ["relu_forward"]).relu_forward(x).tolist() == [[0, 2]]
-
-
-@pytest.mark.parametrize(
-    ("update", "known", "factor", "code"),
-    [
-        (True, {}, 1.0, 0),
-        (False, {"here": {"dense_forward": 1.0}}, 1.0, 0),
-        (False, {"here": {"dense_forward": 1.0}}, 2.0, 1),
-        (False, {"elsewhere": {"dense_forward": 1.0}}, 2.0, 0),  # bounds are wider
-        (False, {"elsewhere": {"dense_forward": 1.0}}, 4.0, 1),
-    ],
-)
-def test_the_gate_as_a_command(monkeypatch, tmp_path, capsys, timed, update, known, factor, code):
-    monkeypatch.setattr(gate, "FILE", tmp_path / "gate.json")
-    monkeypatch.setattr(gate, "processor", lambda: "here")
-    monkeypatch.setattr(gate, "NETWORKS", {})
-    monkeypatch.setattr(gate, "UNGATED", [name for name in fastbp.kernels.ops.OPS if name != "dense_forward"])
-    monkeypatch.setattr(gate, "ratio", lambda pair: factor)
-    gate.FILE.write_text(json.dumps(known))
-    assert gate.run(argparse.Namespace(update=update, prove=False), timed, timed) == code
-    if update:
-        assert json.loads(gate.FILE.read_text()) == {"here": {"dense_forward": 1.0}}
-    else:
-        assert f"1 ratios, {code} beyond their bounds" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("times", "code"), [(2, 0), (1, 1)])
-def test_the_gate_proves_itself(monkeypatch, capsys, timed, times, code):
-    if times == 1:
-        monkeypatch.setattr(gate, "slowed", lambda engine, ops: engine)
-    assert gate.run(argparse.Namespace(update=False, prove=True), timed, timed) == code
-    assert ("made twice as slow is found" in capsys.readouterr().out) == (code == 0)
 
 
 # training, beside other libraries

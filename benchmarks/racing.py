@@ -1,0 +1,110 @@
+"""Races: processes that take turns at the same work, each with a package of its own, to compare revisions of it.
+
+A process times an op of the Numba engine, or an epoch of training, when it is asked to, and waits in between.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fastbp
+from fastbp.kernels.ops import OPS
+from fastbp.threads import limited_threads
+
+from .cases import Turn
+from .ops import by_engine, op_case
+from .training import NETWORKS, by_fastbp, training_case
+
+__all__ = ["HERE", "RACED", "Racer", "race"]
+
+RACED = [name for name in OPS if name not in ("next_batch", "next_rate", "softmax_jacobian")] + list(NETWORKS)[:4]
+HERE = Path(fastbp.__file__).resolve().parents[1]
+TURNS = 20  # of each
+TURN, PART = 2e-3, 0.5e-3  # seconds; parts are short, so that some are not interrupted on a busy machine
+
+
+class Racer:
+    """A process that times the work of the package in a folder, and looks `times` times as slow."""
+
+    def __init__(self, folder: Path, times: int = 1) -> None:
+        command = [sys.executable, "-m", "fastbp.benchmarks.racing", str(times)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, text=True)
+        self._folder = folder
+        found, self.can = self._answer("the start")
+        if Path(found) != folder:
+            self.close()
+            raise RuntimeError(f"the package was to come from {folder}, and came from {found}")
+
+    def seconds(self, name: str, calls: int) -> float:
+        """What a call of an op, or an epoch of a network, takes: the least of a turn, in parts of so many calls."""
+        assert self._process.stdin is not None
+        print(json.dumps([name, calls]), file=self._process.stdin, flush=True)
+        return float(self._answer(name))
+
+    def _answer(self, place: str) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self.close()
+            raise RuntimeError(f"the process with the package in {self._folder} ended at {place}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def serve(times: int) -> None:
+    """Be a `Racer`'s process."""
+    engine = fastbp.engine("numba")
+    can = [name for name in RACED if name in NETWORKS or engine.supports(OPS[name])]
+    print(json.dumps([str(HERE), can]), flush=True)
+
+    @functools.cache
+    def ready(name: str) -> tuple[Turn, int]:
+        if name in OPS:
+            case = op_case(OPS[name], "numba", by_engine(engine), "medium", "float32", {})
+        else:
+            case = training_case("epochs", name, "numba", by_fastbp(engine, threads=1), 1)
+        return case.prepare(), case.most
+
+    with limited_threads(1, engine):
+        for line in sys.stdin:
+            name, calls = json.loads(line)
+            turn, most = ready(name)
+            print(min(parts(turn, min(calls, most), times)), flush=True)
+
+
+def parts(turn: Turn, calls: int, times: int) -> Iterator[float]:
+    """The seconds of a call, in each part of a turn; `times` times those of as many calls."""
+    end = time.perf_counter() + TURN
+    while True:
+        seconds = 0.0
+        for _ in range(times):
+            turn.reset()
+            start = time.perf_counter()
+            turn.run(calls)
+            seconds += time.perf_counter() - start
+        yield seconds / calls
+        if time.perf_counter() > end:
+            return
+
+
+def race(new: Racer, base: Racer, name: str) -> tuple[float, float]:
+    """The least seconds of each: whatever else happens on a machine only slows down."""
+    calls = 1
+    for _ in range(3):
+        calls = max(1, round(PART / base.seconds(name, calls)))
+    turns = [(new.seconds(name, calls), base.seconds(name, calls)) for _ in range(TURNS)]
+    return min(mine for mine, _ in turns), min(its for _, its in turns)
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))
