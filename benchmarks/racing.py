@@ -20,13 +20,14 @@ from fastbp.threads import limited_threads
 
 from .cases import Turn
 from .ops import by_engine, op_case
-from .training import NETWORKS, by_fastbp, training_case
+from .training import NETWORKS, by_fastbp, task_of
 
 __all__ = ["HERE", "RACED", "Racer", "race"]
 
 RACED = [name for name in OPS if name not in ("next_batch", "next_rate", "softmax_jacobian")] + list(NETWORKS)[:4]
 HERE = Path(fastbp.__file__).resolve().parents[1]
 TURNS = 20  # of each
+STEPS = 4  # of training in an epoch
 TURN, PART = 2e-3, 0.5e-3  # seconds; parts are short, so that some are not interrupted on a busy machine
 
 
@@ -69,10 +70,9 @@ def serve(times: int) -> None:
 
     @functools.cache
     def ready(name: str) -> tuple[Turn, int]:
-        if name in OPS:
-            case = op_case(OPS[name], "numba", by_engine(engine), "medium", "float32", {})
-        else:
-            case = training_case("epochs", name, "numba", by_fastbp(engine, threads=1), 1)
+        if name in NETWORKS:
+            return Turn(by_fastbp(engine, threads=1)(task_of(name).start(STEPS))), sys.maxsize
+        case = op_case(OPS[name], "numba", by_engine(engine), "medium", "float32", {})
         return case.prepare(), case.most
 
     with limited_threads(1, engine):
