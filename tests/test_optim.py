@@ -329,7 +329,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("make", "change"), CHANGES, ids=str)
+@pytest.mark.parametrize(("make", "change"), CHANGES, ids=lambda x: None if callable(x) else str(x))
 def test_a_changed_setting_takes_effect_in_a_recording(engine, make, change):
     X, y = small_data()
     model, other = (small_model(engine, optimizer=make()).fit(X, y, epochs=1) for _ in range(2))
