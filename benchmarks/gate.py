@@ -48,14 +48,14 @@ def slower(new: Path, base: Path, names: Collection[str], times: int = 1) -> dic
     """Those that take FACTOR times as long in `new`, or more, and how many times."""
     least = dict.fromkeys(names, (math.inf, math.inf))
     for attempt in range(TRIES):
+        if not least:
+            break
         time.sleep(PAUSE if attempt else 0)
         with closing(Racer(new, times)) as mine, closing(Racer(base)) as its:  # in new places of memory, too
             for name, (a, b) in least.items():
                 seconds = race(mine, its, name)
                 least[name] = min(a, seconds[0]), min(b, seconds[1])
         least = {name: (a, b) for name, (a, b) in least.items() if a / b >= SUSPECT}
-        if not least:
-            break
     return {name: a / b for name, (a, b) in least.items() if a / b >= FACTOR}
 
 
