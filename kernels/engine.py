@@ -98,7 +98,7 @@ class Engine(OpCaller):
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         """`x` in this engine's memory, C-contiguous and aligned; not copied where it is so already."""
         array = real_array(x)
-        if array.flags.carray and dtype in (None, array.dtype):
+        if array.flags.carray and (dtype is None or dtype == array.dtype):
             return array  # as `require` would after a while
         required: Array = np.require(array, dtype, ["C", "A"])
         return required
