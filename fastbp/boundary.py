@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -227,11 +228,16 @@ def as_float_type(dtype: Any) -> np.dtype[Any]:
     return known
 
 
+@functools.cache
+def _largest(dtype: Any) -> Any:
+    return np.finfo(dtype).max
+
+
 def check_finite(array: Array, name: str, dtype: Any = np.float64) -> None:
     """Raise ValueError for the first number that is not finite, or that `dtype` cannot hold."""
     if array.dtype.kind != "f":
         return
-    limit = np.finfo(dtype).max
+    limit = _largest(dtype)
     if array.size < 1 << 12 and array.dtype.itemsize >= 4 and np.vdot(array, array) < limit:
         return  # the quickest way to see it of some rows
     # in pieces, so that an array mapped from a file is never in memory whole

@@ -34,11 +34,13 @@ SIZES = [
         (5, 1, 2, 64, 9),
         (9, 3, 1, 33, 12),
         (17, 13, 31, 1000, 50),
+        (19, 21, 3, 40, 19),
         (64, 33, 10, 255, 64),
         (33, 64, 129, 7, 33),
+        (70, 36, 2, 65, 80),
     ]
 ]
-MIDDLE, UNEVEN = SIZES[5], SIZES[4]
+MIDDLE, UNEVEN = SIZES[6], SIZES[4]
 LARGE = {"B": 259, "K": 260, "N": 131, "P": 20_000, "M": 5000}
 TAILS = [*range(1, 36), 47, 63, 64, 65]  # whatever may be left over after some tiles of rows and columns
 EDGE = 125  # elements on either side of an array that nobody may write

@@ -347,7 +347,7 @@ class Sequential(Network):
         outputs = self._outputs(self._features_of(X))
         if self.loss is None:
             return like(X, outputs)
-        if self.loss.classifies and np.isnan(outputs.min()):
+        if self.loss.classifies and math.isnan(np.vdot(outputs, outputs)):  # squares are NaN where numbers are
             row = np.isnan(outputs).any(axis=1).argmax()
             raise FloatingPointError(f"the outputs for row {row} of X are NaN: they say no class")
         return like(X, self.loss.decide(outputs))

@@ -20,7 +20,7 @@ from .optim import Optimizer
 from .part import Part
 from .selection import AUTO, choice
 from .selection import engine as choose_engine
-from .steps import signature
+from .steps import Signatures
 from .tape import Recorder, Tape
 from .threads import Turns
 
@@ -173,7 +173,11 @@ class Network:
 
     def walk(self) -> Iterator[Layer]:
         """All layers, those inside others too."""
-        return (inner for layer in self.layers for _, inner in layer.walk())
+        for layer in self.layers:
+            if layer.layers:
+                yield from (inner for _, inner in layer.walk())
+            else:
+                yield layer
 
     def places(self) -> dict[str, tuple[Layer, str]]:
         """Layers and names of the arrays that a trained model consists of, parameters and other state.
@@ -215,7 +219,7 @@ class Network:
         self._gather()
 
     # what these two make, so that pickle and deepcopy leave it out
-    _made_anew = "memory", "_tapes", "_lock", "_recording", "turns", "_training"
+    _made_anew = "memory", "_tapes", "_signatures", "_lock", "_recording", "turns", "_training"
 
     def _make_locks(self) -> None:
         self._lock, self._recording = threading.RLock(), threading.RLock()
@@ -290,11 +294,12 @@ class Network:
             self.optimizer.owner = self
             self.optimizer.prepare(self.engine, len(self.memory.gradients), self.dtype)
         self._tapes: dict[Any, Tape] = {}
+        self._signatures = Signatures()
 
     def tape(self, *key: Any, record: Callable[[Recorder], None], parts: Sequence[Part]) -> Tape:
         """The recording for `key` and the parts as they are; made where it is not there yet."""
         with self._recording:
-            key = *key, *map(signature, parts)
+            key = *key, *map(self._signatures, parts)
             tape = self._tapes.get(key)
             if tape is None:
                 recorder = Recorder(self.engine, self.dtype)

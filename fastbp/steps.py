@@ -10,10 +10,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from .kernels.engine import Engine
 from .kernels.ops import Array
 from .layers import Layer
 from .losses import Loss
@@ -23,7 +24,7 @@ from .tape import Recorder, RecordingError, Tape
 if TYPE_CHECKING:
     from .network import Network
 
-__all__ = ["Run", "record_forward", "record_training", "record_update", "signature"]
+__all__ = ["Run", "Signatures", "record_forward", "record_training", "record_update", "signature"]
 
 SLICE_SECONDS = 0.05  # how long one replay may keep Ctrl-C waiting
 SNAPSHOT_SECONDS = 1.0
@@ -175,6 +176,38 @@ def signature(part: Part) -> tuple[Any, ...]:
 
 
 PLAIN = {bool, int, str, type(None)}
+
+
+class Signatures:
+    """The signatures of a model's parts, told at once where no attribute was replaced since they were last told."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, _Known] = {}
+
+    def __call__(self, part: Part) -> tuple[Any, ...]:
+        now = part.__dict__
+        known = self._known.get(id(part))
+        if known is None or known.ids != [*map(id, now.values())] or known.names != [*now]:
+            known = _Known([*now], [*map(id, now.values())], [*now.values()], signature(part))
+            if (
+                part.owner is not None
+                and now.keys().isdisjoint(part.stored())
+                and all(map(is_fixed, part.settings().values()))
+            ):
+                self._known[id(part)] = known
+        return known.signature
+
+
+class _Known(NamedTuple):
+    names: list[str]
+    ids: list[int]
+    values: list[Any]  # which live on here, so that nothing else gets their ids
+    signature: tuple[Any, ...]
+
+
+def is_fixed(value: Any) -> bool:
+    """Whether a setting has the same content for as long as it is the same object."""
+    return value.__class__ in PLAIN or value.__class__ is float or isinstance(value, Engine)
 
 
 def content(value: Any) -> Any:

@@ -97,8 +97,11 @@ class Engine(OpCaller):
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         """`x` in this engine's memory, C-contiguous and aligned; not copied where it is so already."""
-        array: Array = np.require(real_array(x), dtype, ["C", "A"])
-        return array
+        array = real_array(x)
+        if array.flags.carray and (dtype is None or dtype == array.dtype):
+            return array  # as `require` would after a while
+        required: Array = np.require(array, dtype, ["C", "A"])
+        return required
 
     def table(self, x: Any) -> Array:
         """A user's table where a replay can read it: here just where it is, at any stride."""

@@ -129,7 +129,7 @@ def compiled(name: str, kinds: tuple[tuple[str, int, str], ...]) -> int:
 
 
 KEPT_ALIVE: list[Any] = []
-DIGEST = f"{zlib.crc32(b''.join(path.read_bytes() for path in sorted(Path(__file__).parent.glob('*.py')))):08x}"
+DIGEST = f"{zlib.crc32(b''.join(path.read_bytes() for path in sorted(Path(__file__).parent.glob('numba_*.py')))):08x}"
 
 
 @functools.cache

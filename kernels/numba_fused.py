@@ -10,6 +10,8 @@ from .numba_losses import cross_entropy_by_class, softmax_cross_entropy_of
 from .numba_math import FAST
 from .numba_products import (
     SLOPES,
+    backward_of_few,
+    is_few,
     is_narrow,
     is_narrow_product,
     is_small,
@@ -92,7 +94,10 @@ def classifier_grads(
         dzt, wt = narrow_forward(x, w, b, scratch)
         cross_entropy_by_class(dzt, t, total)
         transpose(dzt, dz)
-        product(dzt.T, wt, dx, mask=x, sums=db)
+        if is_few(w):
+            backward_of_few(dzt, wt, x, dx, db, None)
+        else:
+            product(dzt.T, wt, dx, mask=x, sums=db)
     else:
         wide_classifier(x, w, b, t, total, dz, dx, db, scratch)
 
@@ -105,8 +110,11 @@ def classifier_sgd(
     if is_narrow_product(x, w):
         dzt, wt = narrow_forward(x, w, b, scratch)
         cross_entropy_by_class(dzt, t, total)
-        product(dzt.T, wt, dx, mask=x, sums=db)
-        product(dzt, x, wt, rate=rate)
+        if is_few(w):
+            backward_of_few(dzt, wt, x, dx, db, rate)
+        else:
+            product(dzt.T, wt, dx, mask=x, sums=db)
+            product(dzt, x, wt, rate=rate)
         transpose(wt, w)
         for j in range(w.shape[1]):
             db_j = b.dtype.type(0)

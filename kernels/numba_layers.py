@@ -15,12 +15,16 @@ from .numba_products import (
     is_narrow_product,
     is_small,
     narrow_forward,
+    prefetch_row,
     product,
     room,
     transpose,
     transposed,
 )
 from .ops import Array
+
+CACHED = 1 << 20  # bytes of a table that a core's own cache may hold
+AHEAD = 16  # rows of a larger table that are asked for before they are read
 
 
 def next_batch(order: Array, cursor: Array, rows: Array) -> None:
@@ -35,8 +39,13 @@ def next_rate(rates: Array, step: Array, rate: Array) -> None:
 
 
 def take(x: Array, rows: Array, xb: Array) -> None:
-    for i in range(len(rows)):
-        copy_row(x, rows[i], xb, i)
+    if x.size * x.itemsize <= CACHED:
+        for i in range(len(rows)):
+            copy_row(x, rows[i], xb, i)
+    else:
+        for i in range(len(rows)):
+            prefetch_row(x, rows[min(i + AHEAD, len(rows) - 1)])
+            copy_row(x, rows[i], xb, i)
 
 
 def take_labels(t: Array, rows: Array, tb: Array) -> None:

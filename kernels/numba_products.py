@@ -20,13 +20,16 @@ from .ops import Array
 
 __all__ = [
     "SLOPES",
+    "backward_of_few",
     "by_columns",
     "copy_row",
+    "is_few",
     "is_narrow",
     "is_narrow_product",
     "is_small",
     "narrow_forward",
     "narrow_product",
+    "prefetch_row",
     "product",
     "room",
     "transpose",
@@ -37,6 +40,7 @@ ROWS, WIDTHS = (6, (4, 2)) if MANY else (6, (2,))  # a tile's rows and vectors, 
 IN_FLIGHT = 8  # sums that must grow side by side to hide the latency of an addition
 BLAS_FROM = 1 << 23  # multiplications from which BLAS is faster, packing and threads included
 NARROW = 16  # columns
+FEW = 4  # columns of a matrix whose transposed rows stay in registers
 
 
 def blas(v: Any, operands: Any, alpha: Any, beta: Any) -> Any:
@@ -294,6 +298,57 @@ def narrow_product(typingctx: Any, a: Any, bt: Any, bias: Any, ct: Any) -> Any:
 
 
 @intrinsic
+def backward_of_few(typingctx: Any, dzt: Any, wt: Any, x: Any, dx: Any, sums: Any, rate: Any) -> Any:
+    """A layer of few neurons behind a ReLU, in one pass over its inputs x.
+
+    dx = dzt.T @ wt where x > 0, else 0; sums = the column sums of dx; unless the rate is None, wt -= rate * dzt @ x.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        v = Vectors(context, builder, dx.dtype)
+        (_, dz_at), ((neurons, n), w_at), (_, x_at), ((m, _), dx_at), (_, sums_at), _ = map(
+            v.matrix, signature.args, args
+        )
+        zero, learns = v.index(0), rate != types.none
+
+        def all_rows(few: int, columns: Any, lanes: Any = None) -> None:
+            spots = [(k, s) for k in range(few) for s in range(len(columns))]
+            w = {(k, s): v.load(w_at(v.index(k), columns[s]), lanes) for k, s in spots}
+            dw, totals = ({key: cgutils.alloca_once_value(builder, v.zero) for key in keys} for keys in (w, columns))
+            with v.each(zero, m, 1) as (i, _):
+                dz = [v.load_splat(dz_at(v.index(k), i)) for k in range(few)]
+                found = []
+                for s, column in enumerate(columns):
+                    out = v.load(x_at(i, column), lanes)
+                    grad = builder.fmul(dz[0], w[0, s])
+                    for k in range(1, few):
+                        grad = v.fma(dz[k], w[k, s], grad)
+                    grad = relu_slope(v, grad, out, None)
+                    builder.store(builder.fadd(grad, builder.load(totals[column])), totals[column])
+                    for k in range(few if learns else 0):
+                        builder.store(v.fma(dz[k], out, builder.load(dw[k, s])), dw[k, s])
+                    found.append((grad, dx_at(i, column)))
+                v.store_all(found, lanes)
+            for column, total in totals.items():
+                v.store(builder.load(total), sums_at(zero, column), lanes)
+            for k, s in spots if learns else ():
+                down = v.fma(v.splat(builder.fneg(args[5])), builder.load(dw[k, s]), w[k, s])
+                v.store(down, w_at(v.index(k), columns[s]), lanes)
+
+        for few in range(1, FEW + 1):
+            with builder.if_then(builder.icmp_signed("==", neurons, v.index(few))):
+                width = 2 if few < 4 or MANY else 1  # vectors, for all of which there are registers
+                whole = v.up_to(zero, n, width * v.lanes)
+                with v.each(zero, whole, width * v.lanes) as (j, _):
+                    all_rows(few, [v.plus(j, s * v.lanes) for s in range(width)])
+                with v.each(whole, n, v.lanes) as (j, _):
+                    all_rows(few, [j], v.first(builder.sub(n, j)))
+        return context.get_dummy_value()
+
+    return types.none(dzt, wt, x, dx, sums, rate), codegen
+
+
+@intrinsic
 def copy_row(typingctx: Any, source: Any, i: Any, to: Any, j: Any) -> Any:
     """to[j] = source[i], in the type of to."""
 
@@ -322,10 +377,35 @@ def copy_row(typingctx: Any, source: Any, i: Any, to: Any, j: Any) -> Any:
     return types.none(source, i, to, j), codegen
 
 
+@intrinsic
+def prefetch_row(typingctx: Any, x: Any, i: Any) -> Any:
+    """Asks for the beginning of x[i], which is soon read."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        v = Vectors(context, builder, types.float32)
+        (_, n), at = v.matrix(x, args[0])
+        function = ir.FunctionType(ir.VoidType(), [BYTES, INT, INT, INT])
+        function = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
+        start, zero = at(args[1], v.index(0)), v.index(0)
+        size = builder.sub(at(args[1], n), start)
+        with v.each(zero, v.least(size, v.index(256)), 64) as (offset, _):
+            place = builder.inttoptr(builder.add(start, offset), BYTES)
+            builder.call(function, [place, *(ir.Constant(INT, k) for k in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.none(x, i), codegen
+
+
 @njit(**FAST)
 def is_narrow(x: Array) -> Any:
     """Whether x has so many rows and so few columns that vectors should not run along its columns."""
     return x.shape[1] < NARROW and x.shape[0] >= VECTOR_BYTES // x.itemsize
+
+
+@njit(**FAST)
+def is_few(x: Array) -> Any:
+    """Whether x has few columns for `backward_of_few`."""
+    return x.shape[1] <= FEW
 
 
 @njit(**FAST)

@@ -14,7 +14,15 @@ from fastbp.kernels.engine import Call
 from fastbp.kernels.ops import OPS
 
 PAGE = mmap.PAGESIZE
-SIZES = (1, 1, 1, 1), (3, 5, 7, 9), (17, 33, 18, 40), (64, 16, 32, 64), (5, 130, 3, 131), (2, 300, 17, 1000)
+SIZES = (
+    (1, 1, 1, 1),
+    (3, 5, 7, 9),
+    (17, 33, 18, 40),
+    (64, 16, 32, 64),
+    (5, 130, 3, 131),
+    (19, 37, 3, 70),
+    (2, 300, 17, 1000),
+)
 protect = ctypes.CDLL(None, use_errno=True).mprotect
 
 

@@ -156,6 +156,16 @@ def test_settings_count_by_their_content(engine, kind, monkeypatch):
     np.testing.assert_array_equal(model.predict(x), [[3, 3]])  # what is the same is not recorded again
 
 
+def test_settings_count_by_their_names(engine):
+    layer = Scale(None, lambda where: 1 if "single" in vars(layer) else 3)
+    layer.single = "yes"
+    model = fastbp.Sequential([layer], engine=engine, dtype=np.float64)
+    for _ in range(2):
+        np.testing.assert_array_equal(model.predict(np.ones((1, 2))), [[1, 1]])
+    layer.triple = vars(layer).pop("single")
+    np.testing.assert_array_equal(model.predict(np.ones((1, 2))), [[3, 3]])
+
+
 TRAIN = {
     "fit": lambda m: m.fit(X, Y, epochs=1),
     "train_on_batch": lambda m: m.train_on_batch(X, Y),
