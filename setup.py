@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: with SOURCE_DATE_EPOCH, an sdist is the same bytes wherever and whenever it is made."""
+"""What pyproject.toml cannot say: with SOURCE_DATE_EPOCH, an sdist is the same bytes wherever it is made."""
 
 import gzip
 import os
