@@ -86,6 +86,10 @@ class Checkpoints:
         for here, there in itertools.zip_longest(_parts(self._model), _parts(then)):
             if type(here) is not type(there) or (isinstance(here, Layer) and _shapes(here) != _shapes(there)):
                 raise ValueError(f"{self._path} is a checkpoint of another model: it has {there!r}, this one {here!r}")
+        if then.dtype != self._model.dtype:
+            raise ValueError(
+                f"{self._path} is a checkpoint of a model in {then.dtype}, this one computes in {self._model.dtype}"
+            )
         self._model.keep_to(engine)
         with self._model.turns:
             for here, there in zip(_parts(self._model), _parts(then), strict=True):

@@ -113,6 +113,16 @@ def test_a_checkpoint_of_another_model_changes_nothing(engine, tmp_path):
     assert state_of(other) == before
 
 
+def test_a_checkpoint_of_another_dtype_changes_nothing(engine, tmp_path):
+    path = tmp_path / "checkpoint"
+    train(small_model(engine, dtype="float32"), path, epochs=1)
+    other = small_model(engine, dtype="float64")
+    before = state_of(other)
+    with pytest.raises(ValueError, match="is a checkpoint of a model in float32, this one computes in float64"):
+        train(other, path, resume=True)
+    assert state_of(other) == before
+
+
 def test_a_checkpoint_with_other_callbacks_changes_nothing(engine, tmp_path):
     path = tmp_path / "checkpoint"
     train(small_model(engine), path, epochs=1)
