@@ -50,6 +50,8 @@ def save(model: Sequential, path: str | Path, metadata: dict[str, Any] | None = 
     OSError
         Where `path` cannot be written, or is no file but a directory or a device.
     """
+    if not isinstance(metadata, dict | None):
+        raise TypeError(f"metadata must be a dict, got {short(metadata)}")
     tensors, about = describe(model)
     write(path, tensors, about | {"metadata": metadata or {}})
 
@@ -122,7 +124,9 @@ def explained(path: str | Path) -> Iterator[None]:
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """The `metadata` that a model was saved with."""
-    metadata: dict[str, Any] = read(path)[0].get("metadata", {})
+    metadata = read(path)[0].get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path}: metadata must be a dict, got {short(metadata)}")
     return metadata
 
 

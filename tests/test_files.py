@@ -331,6 +331,16 @@ def test_a_failed_save_leaves_the_old_file(path, function, monkeypatch):
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
+def test_metadata_is_a_dict(path):
+    small_model().save(path)
+    for wrong in (5, "text", ["a"]):
+        with pytest.raises(TypeError, match="metadata must be a dict, got"):
+            small_model().save(path, wrong)
+        rewrite(path, json.loads(header_of(path)["__metadata__"]["fastbp"]) | {"metadata": wrong})
+        with pytest.raises(ValueError, match="metadata must be a dict, got"):
+            read_metadata(path)
+
+
 def test_metadata_that_json_cannot_hold_leaves_the_old_file(path):
     small_model(seed=1).save(path)
     before = path.read_bytes()
