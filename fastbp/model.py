@@ -66,7 +66,8 @@ class Sequential(Network):
     seed : int, optional
         One seed gives one run: initial weights, shuffles and dropout masks, the same on every engine.
     threads : int, optional
-        At most so many threads for BLAS while this model computes; needs threadpoolctl.
+        At most so many threads for BLAS while this model computes; needs threadpoolctl. 1 is best for models that
+        train side by side in threads on NumPy's engine.
     precision : {"fp32", "tf32", "bf16"}, default "fp32"
         What float32 numbers are rounded to where matrices are multiplied, on an engine that can ("cupy"): sums,
         weights and all else stay float32.
