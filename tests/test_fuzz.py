@@ -258,6 +258,7 @@ def test_where_torch_stays_finite_so_do_we(engine, dtype, loss, kinds, scale_x, 
 
     pairs = zip(all_of_torch(X), all_of_torch(further), strict=True)
     finite = [all(torch.isfinite(x).all() for x in pair) for pair in pairs]
+    assume(finite[0])  # the slope of an absolute error is 0 in torch where the output is NaN
     found = model.gradients(X, y)
     gradients = [gradient for layer in found.layers for gradient in layer.values()]
     ours = [model.forward(X), found.loss, found.inputs, *gradients]
