@@ -249,11 +249,14 @@ def run_predict(options: argparse.Namespace) -> None:
     for line in encoder.missing(columns):
         note(line)
     target = encoder.target
+    outputs = model.predict_proba(X) if isinstance(target, Category) else model.predict(X)
+    if outputs.shape != (len(X), encoder.outputs):
+        raise ValueError(f"{options.model} says {encoder.outputs} outputs, but has {outputs.shape[1:]}")
     if isinstance(target, Category):
         header = ["label", *(f"probability_{value}" for value in target.values)]
-        lines: Any = ([target.values[p.argmax()], *(f"{x:.7g}" for x in p)] for p in model.predict_proba(X))
+        lines: Any = ([target.values[p.argmax()], *(f"{x:.7g}" for x in p)] for p in outputs)
     else:
-        header, lines = ["prediction"], ([x] for x in target.decode(model.predict(X)).tolist())
+        header, lines = ["prediction"], ([x] for x in target.decode(outputs).tolist())
     to_file = options.output and Path(options.output).open("w", newline="", encoding="utf-8")  # noqa: SIM115
     with to_file or contextlib.nullcontext(sys.stdout) as file:
         csv.writer(file, lineterminator="\n").writerows([header, *lines])

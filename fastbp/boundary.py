@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .interop import is_sparse
+from .interop import in_bounds, is_sparse
 from .kernels.engine import DTypeError, Engine, native, real_array
 from .kernels.ops import Array
 
@@ -51,7 +51,7 @@ def as_features(x: Any, features: int | None, name: str = "X", dtype: Any = np.f
 
     A sparse one stays sparse, in rows.
     """
-    array: Any = x.tocsr() if is_sparse(x) else real_array(x, name)
+    array: Any = in_bounds(x, name).tocsr() if is_sparse(x) else real_array(x, name)
     if is_sparse(array):
         real_array(array.data, name)  # of what they are is all that is looked at
     if array.ndim != 2 or 0 in array.shape or features not in (None, array.shape[1]):

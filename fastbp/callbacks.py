@@ -146,9 +146,10 @@ class EarlyStopping(Callback):
         self._kept = {place: own(progress[path]) for path, place in self._model.places().items() if path in progress}
 
     def end(self, model: Sequential) -> None:
-        for layer, name in model.places().values():
-            if (layer, name) in self._kept:
-                layer.__dict__[name][...] = self._kept[layer, name]
+        with model.turns:
+            for layer, name in model.places().values():
+                if (layer, name) in self._kept:
+                    layer.__dict__[name][...] = self._kept[layer, name]
         del self._model, self._kept
 
 

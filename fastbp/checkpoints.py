@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .callbacks import Callback
-from .files import describe, read, rebuild, schedule_of, write
+from .files import describe, explained, read, rebuild, schedule_of, write
 from .kernels.engine import Engine
 from .layers import Layer
 from .optim import Optimizer
@@ -40,6 +40,7 @@ class Checkpoints:
     def __init__(self, model: Sequential, path: str | Path, every: int, callbacks: Sequence[Any]) -> None:
         self._model, self._path, self._every = model, Path(path), every
         self._callbacks = [callback for callback in callbacks if isinstance(callback, Callback)]
+        self._names = [type(callback).__name__ for callback in self._callbacks]
         describe(model)  # what a file cannot hold is said before training
 
     def epoch(self, done: int, of: int, *, over: bool) -> None:
@@ -53,7 +54,7 @@ class Checkpoints:
             arrays = {name: value for name, value in progress.items() if isinstance(value, np.ndarray)}
             told.append({name: value for name, value in progress.items() if name not in arrays})
             tensors |= {f"callbacks.{place}.{name}": array for name, array in arrays.items()}
-        fit = {"done": done, "over": over, "callbacks": told, "engine": self._model.engine.name}
+        fit = {"done": done, "over": over, "names": self._names, "callbacks": told, "engine": self._model.engine.name}
         write(self._path, tensors, about | {"fit": fit})
 
     def resume(self) -> tuple[int, bool]:
@@ -62,7 +63,7 @@ class Checkpoints:
         Raises
         ------
         ValueError
-            Where the file is of another model, or none of a checkpoint; nothing has changed then.
+            Where the file is of another model, of other callbacks or no checkpoint; nothing has changed then.
 
         Notes
         -----
@@ -72,28 +73,35 @@ class Checkpoints:
         if not self._path.exists():
             return 0, False
         about, tensors = read(self._path)
-        if len(about.get("fit", {}).get("callbacks", "?")) != len(self._callbacks):
+        fit = about.get("fit")
+        if not isinstance(fit, dict) or fit.get("names") != self._names:
             raise ValueError(
-                f"{self._path} must be a checkpoint of fit with {len(self._callbacks)} callbacks; "
+                f"{self._path} must be a checkpoint of fit with the callbacks {self._names}; "
                 "remove it, or pass resume=False"
             )
         kinds = {type(part).__name__: type(part) for part in _parts(self._model)}
-        engine = self._engine(about["fit"])
-        then = rebuild(about, tensors, engine, kinds)
+        with explained(self._path):
+            engine, done, over, told = self._engine(fit), int(fit["done"]), bool(fit["over"]), list(fit["callbacks"])
+            then = rebuild(about, tensors, engine, kinds)
         for here, there in itertools.zip_longest(_parts(self._model), _parts(then)):
             if type(here) is not type(there) or (isinstance(here, Layer) and _shapes(here) != _shapes(there)):
                 raise ValueError(f"{self._path} is a checkpoint of another model: it has {there!r}, this one {here!r}")
+        if then.dtype != self._model.dtype:
+            raise ValueError(
+                f"{self._path} is a checkpoint of a model in {then.dtype}, this one computes in {self._model.dtype}"
+            )
         self._model.keep_to(engine)
-        for here, there in zip(_parts(self._model), _parts(then), strict=True):
-            _take_over(here, there)
+        with self._model.turns:
+            for here, there in zip(_parts(self._model), _parts(then), strict=True):
+                _take_over(here, there)
         self._model.history = then.history
         self._model.set_random_state(about["random"])
         schedule_of(self._model).resume(about["schedule"])
-        for place, callback in enumerate(self._callbacks):
+        for place, (callback, progress) in enumerate(zip(self._callbacks, told, strict=True)):
             prefix = f"callbacks.{place}."
             arrays = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-            callback.resume(about["fit"]["callbacks"][place] | arrays)
-        return about["fit"]["done"], about["fit"]["over"]
+            callback.resume(progress | arrays)
+        return done, over
 
     def _engine(self, about: dict[str, Any]) -> Engine:
         """The model's; where it was free to choose, the one that it had, because another gives other bits."""

@@ -124,14 +124,22 @@ def from_torch(module: Any, **options: Any) -> Sequential:
     Raises
     ------
     ValueError
-        For a module that has no counterpart here.
+        For a module that has no counterpart here, and for one with weights that stands there twice.
     """
     torch = need("torch", "torch")
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"module must be a torch.nn.Sequential, got {type(module).__name__}")
     layers: list[Layer] = []
     dtypes = set()
-    for part in module.modules():
-        if isinstance(part, torch.nn.Sequential):
-            continue
+
+    def parts_of(module: Any) -> list[Any]:
+        stack = type(module) is torch.nn.Sequential  # a subclass may compute something else
+        return [part for child in module for part in parts_of(child)] if stack else [module]
+
+    parts = parts_of(module)
+    for place, part in enumerate(parts):
+        if any(part is other for other in parts[:place]) and list(part.parameters()):
+            raise ValueError(f"{part!r} stands in the module twice; layers of fastbp cannot share weights")
         if type(part).__name__ not in FROM_TORCH:
             raise ValueError(f"{part!r} has no counterpart in fastbp that from_torch knows")
         layer = FROM_TORCH[type(part).__name__](part)

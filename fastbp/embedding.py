@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .boundary import as_count
+from .boundary import as_count, as_tuple
 from .interop import dense
 from .kernels.engine import Engine
 from .kernels.ops import Array
@@ -182,7 +182,8 @@ def _counts(value: Any, name: str, *, of: int | None = None, least: int = 1) -> 
     """Check some whole numbers, or `of` of them, which may be given as one for all."""
     if not isinstance(value, Iterable) or isinstance(value, str):
         return (as_count(value, name, least),) * (of or 1)
-    counts = tuple(as_count(item, f"{name}[{place}]", least) for place, item in enumerate(value))
+    items = as_tuple(value, name, "whole numbers")
+    counts = tuple(as_count(item, f"{name}[{place}]", least) for place, item in enumerate(items))
     if of not in (None, len(counts)):
         raise ValueError(f"{name} must be a number, or one for each of {of} columns, got {value!r}")
     return counts

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from .boundary import as_number
 from .kernels.ops import Array
 
 __all__ = ["Category", "Columns", "Encoder", "Number", "Split", "choose_task", "listed", "prepare", "split_rows"]
@@ -161,12 +162,22 @@ class Encoder:
     def from_json(cls, about: Mapping[str, Any]) -> Encoder:
         """Read what `to_json` gave; a ValueError says that it is something else."""
         try:
-            columns = [Number(**x) if "mean" in x else Category(**x) for x in (*about["features"], about["target"])]
-        except (KeyError, TypeError):
+            columns = [_column(**x) for x in (*about["features"], about["target"])]
+        except (KeyError, TypeError, ValueError):
             raise ValueError(
                 "the model file does not say what columns it takes: 'fastbp train' did not save it"
             ) from None
         return cls(columns[:-1], columns[-1])
+
+
+def _column(name: str, **about: Any) -> Number | Category:
+    """A column by its description, or an error."""
+    values = about.get("values", [])
+    if not all(isinstance(text, str) for text in (name, *(value for value in values if value is not None))):
+        raise TypeError("what a column and its values are called must be text")
+    if "values" in about:
+        return Category(name, list(values))
+    return Number(name, **{key: as_number(about[key], key, least=-np.inf) for key in about})
 
 
 class Split(NamedTuple):

@@ -27,8 +27,10 @@ try:
 except ImportError as error:
     raise ImportError(f"the estimators need scikit-learn: pip install 'fastbp[sklearn]' ({error})") from error
 
+from .boundary import check_finite
 from .fitting import dense_of
 from .interop import dense
+from .kernels.engine import real_array
 from .kernels.ops import Array
 from .perceptron import BOOKS, Perceptron
 
@@ -260,6 +262,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
         if incremental and isinstance(self.class_weight, str):
             raise ValueError("class_weight='balanced' needs all rows, so partial_fit cannot take it; pass a dict")
         by_class: Array = compute_sample_weight(self.class_weight, y)
+        check_finite(by_class, "class_weight")
         return by_class if weights is None else weights * by_class
 
     def _out_activation(self) -> str:
@@ -358,6 +361,7 @@ class MLPRegressor(RegressorMixin, Perceptron):
         return self._fit(X, y, sample_weight, incremental=True)
 
     def _targets(self, y: Array, *, define: bool, subset: bool) -> Array:
+        y = real_array(y, "y")
         if self.loss == "poisson" and (y < 0).any():
             raise ValueError(f"y must be at least 0 with loss='poisson', got {y.min()}")
         return y.reshape(len(y), -1)

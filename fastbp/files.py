@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ from .layers import Layer
 from .model import Sequential
 from .part import Part
 from .schedules import Schedule
-from .selection import AUTO, choice
+from .selection import AUTO, EngineNotAvailable, choice
 
 __all__ = ["load", "read_metadata", "save"]
 
@@ -30,15 +33,25 @@ _INSTALL = "model files need safetensors: pip install 'fastbp[files]'"
 def save(model: Sequential, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
     """Write a model: parameters, optimizer state, counters, random state and history.
 
-    The file is written beside `path` and renamed, so that `path` holds the old model or the new one.
+    The file is written beside `path` and renamed, so that `path` holds the old model or the new one. Where the process
+    is killed meanwhile, what was written stays beside it, as a file of that name behind a dot and before eight digits.
+    While another thread trains the model, the file holds the state between two steps.
 
     Parameters
     ----------
     model : Sequential
     path : path
+        A link stays one: the file that it leads to is written. A file that is there keeps its permissions.
     metadata : dict, optional
         Anything that JSON holds, which `read_metadata` gives back.
+
+    Raises
+    ------
+    OSError
+        Where `path` cannot be written, or is no file but a directory or a device.
     """
+    if not isinstance(metadata, dict | None):
+        raise TypeError(f"metadata must be a dict, got {short(metadata)}")
     tensors, about = describe(model)
     write(path, tensors, about | {"metadata": metadata or {}})
 
@@ -55,12 +68,17 @@ def write(path: str | Path, tensors: dict[str, Any], about: dict[str, Any]) -> N
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file that is whole at any time, also where several processes write it."""
+    path = path.resolve()  # of a link, that to which it leads
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no file that could be replaced")
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -87,29 +105,41 @@ def load(
         For a file that is not a model of fastbp, or of a later format.
     """
     about, tensors = read(path)
-    try:
+    with explained(path):
         return rebuild(about, tensors, engine, custom or {})
-    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+
+
+@contextlib.contextmanager
+def explained(path: str | Path) -> Iterator[None]:
+    """Say which file is meant where what it holds is no model."""
+    try:
+        yield
+    except EngineNotAvailable:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} is not a complete fastbp model: {error!r}") from error
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """The `metadata` that a model was saved with."""
-    metadata: dict[str, Any] = read(path)[0].get("metadata", {})
+    metadata = read(path)[0].get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path}: metadata must be a dict, got {short(metadata)}")
     return metadata
 
 
 def describe(model: Sequential) -> tuple[dict[str, Any], dict[str, Any]]:
     """All that a model's file holds: arrays by name, and what JSON holds."""
-    tensors = {
-        f"{path}{name}": model.engine.asnumpy(layer.__dict__[name])
-        for path, layer in _layers_of(model)
-        for name in layer.arrays()
-    }
+    with model.at_rest():
+        return _describe(model)
+
+
+def _describe(model: Sequential) -> tuple[dict[str, Any], dict[str, Any]]:
+    arrays = {f"{path}{name}": layer.__dict__[name] for path, layer in _layers_of(model) for name in layer.arrays()}
     if model.optimizer is not None:
-        tensors |= {
-            f"optimizer.{name}": model.engine.asnumpy(model.optimizer.__dict__[name]) for name in model.optimizer.state
-        }
+        arrays |= {f"optimizer.{name}": model.optimizer.__dict__[name] for name in model.optimizer.state}
     about = {
         "format": FORMAT,
         "dtype": model.dtype.name,
@@ -117,12 +147,12 @@ def describe(model: Sequential) -> tuple[dict[str, Any], dict[str, Any]]:
         "loss": _describe_part(model.loss),
         "optimizer": _describe_part(model.optimizer),
         "schedule": schedule_of(model).progress(),
-        "history": model.history,
+        "history": {name: list(values) for name, values in model.history.items()},
         "random": model.random_state(),
     }
     if model.chooses_engine:
         about["engine"] = AUTO
-    return tensors, about
+    return {name: model.engine.asnumpy(array).copy() for name, array in arrays.items()}, about
 
 
 def schedule_of(model: Sequential) -> Schedule:
@@ -175,7 +205,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(about, dict) or "format" not in about:
         raise ValueError(f"{path} is a safetensors file, but not one of fastbp")
     if about["format"] != FORMAT:
-        raise ValueError(f"{path} has format {about['format']!r}; this version of fastbp reads format {FORMAT}")
+        raise ValueError(f"{path} has format {short(about['format'])}; this version of fastbp reads format {FORMAT}")
     if metadata.get("crc32", found := checksum(metadata["fastbp"], tensors)) != found:
         raise ValueError(f"{path} is damaged; a file that was changed on purpose loads without its entry crc32")
     return about, tensors
@@ -239,7 +269,8 @@ def _make(description: dict[str, Any] | None, custom: Mapping[str, type[Part]]) 
     name = description["type"]
     kind = custom.get(name) or (getattr(fastbp, name) if name in fastbp.__all__ else None)
     if not (isinstance(kind, type) and issubclass(kind, Part)):
-        raise ValueError(f"the file names {name!r}, which fastbp does not have; pass custom={{{name!r}: the class}}")
+        name = short(name)
+        raise ValueError(f"the file names {name}, which fastbp does not have; pass custom={{{name}: the class}}")
     part: Any = kind(**{key: _make_value(value, custom) for key, value in description["config"].items()})
     if not description.get("trainable", True):
         part.trainable = False

@@ -264,8 +264,7 @@ def fit_stochastic(
                 figures = keep_books(estimator, loss, score)
                 if estimator.best_validation_score_ != best_score:
                     best[...] = memory.parameters
-                for name, value in figures.items():
-                    model.history.setdefault(name, []).append(value)
+                model.note(figures)
                 progress.step(figures)
                 estimator._optimizer.epoch_ends(estimator.t_)
                 if tell(listeners, model, figures) or has_converged(estimator, score):
@@ -282,7 +281,8 @@ def fit_stochastic(
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=4)
     if score is not None:
-        memory.parameters[...] = best
+        with model.turns:
+            memory.parameters[...] = best
 
 
 def batch_rows(estimator: Any, rows: int) -> int:
@@ -367,9 +367,13 @@ def fit_lbfgs(estimator: Any, model: Sequential, data: Data, constant: float = 0
         trainer.bind(data, min(PIECE, rows))
         decayed = memory.decayed[0].size if memory.decayed is not None else 0
 
+        def assign(parameters: Array) -> None:
+            with model.turns:
+                memory.parameters[...] = engine.asarray(parameters)
+
         # over the parameters as they lie in memory: what fills up between them has no slope and stays 0
         def loss_and_slope(parameters: Array) -> tuple[float, Array]:
-            memory.parameters[...] = engine.asarray(parameters)
+            assign(parameters)
             mean, count = trainer.epoch(), float(memory.total[1]) / objective.width
             slope = engine.asnumpy(memory.gradients).astype(np.float64)
             slope *= objective.slope
@@ -390,7 +394,7 @@ def fit_lbfgs(estimator: Any, model: Sequential, data: Data, constant: float = 0
             callback=say if estimator.verbose else None,
             options={"maxfun": estimator.max_fun, "maxiter": estimator.max_iter, "gtol": estimator.tol},
         )
-        memory.parameters[...] = engine.asarray(result.x)
+        assign(result.x)
     if result.status != 0:
         warnings.warn(
             f"lbfgs failed to converge after {result.nit} iteration(s) (status={result.status}): {result.message}. "

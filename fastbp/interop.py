@@ -14,7 +14,7 @@ import numpy as np
 from .kernels.engine import native
 from .kernels.ops import Array
 
-__all__ = ["dense", "is_sparse", "like"]
+__all__ = ["dense", "in_bounds", "is_sparse", "like"]
 
 
 def is_sparse(x: Any) -> bool:
@@ -27,6 +27,16 @@ def dense(x: Any) -> Array:
     """`x`, or what it holds where it is sparse."""
     array: Array = native(x.toarray()) if is_sparse(x) else x
     return array
+
+
+def in_bounds(x: Any, name: str = "X") -> Any:
+    """`x`, unless it is a sparse matrix whose indices lead outside of it, where SciPy would follow them."""
+    if hasattr(x, "check_format"):
+        try:
+            x.check_format(full_check=True)
+        except ValueError as error:
+            raise ValueError(f"{name} is a sparse matrix of a wrong format: {error}") from error
+    return x
 
 
 def like(x: Any, result: Array) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from .boundary import as_array, as_count, as_flag, as_metrics, as_number, check_metrics
 from .callbacks import Callback, EpochFunction, tell, told
-from .interop import dense, is_sparse, like
+from .interop import dense, in_bounds, is_sparse, like
 from .kernels.ops import Array
 from .layers import Layer
 from .losses import Loss
@@ -66,7 +66,8 @@ class Sequential(Network):
     seed : int, optional
         One seed gives one run: initial weights, shuffles and dropout masks, the same on every engine.
     threads : int, optional
-        At most so many threads for BLAS while this model computes; needs threadpoolctl.
+        At most so many threads for BLAS while this model computes; needs threadpoolctl. 1 is best for models that
+        train side by side in threads on NumPy's engine.
     precision : {"fp32", "tf32", "bf16"}, default "fp32"
         What float32 numbers are rounded to where matrices are multiplied, on an engine that can ("cupy"): sums,
         weights and all else stay float32.
@@ -143,7 +144,8 @@ class Sequential(Network):
         callbacks : sequence of Callback or function, optional
             What is called after each epoch, with the model and its figures; one that returns True, and nothing else,
             ends training. What it changes takes effect in the next epoch: settings, layers, loss, optimizer. It may
-            predict and evaluate with the model, but not train it.
+            predict and evaluate with the model, but not train it, nor wait for another thread that does: that one
+            waits for the end.
         accumulate : int, default 1
             Take the mean gradient of so many batches for each update.
         checkpoint : path, optional
@@ -152,7 +154,8 @@ class Sequential(Network):
         every : int, default 1
         resume : bool, default False
             If there is that file, go on from it, to the same bits as if training had never stopped: by the same call
-            again, on a model made in the same way.
+            again, on a model made in the same way. Weights, random state and the settings of layers, loss and optimizer
+            are then those of the file; other data or another batch size is not noticed, and counts from there on.
         verbose : bool, optional
             Show a progress bar; by default on a terminal where tqdm is installed.
         threads : int, optional
@@ -233,8 +236,7 @@ class Sequential(Network):
                 if source.held_out is not None:
                     scores = self._scores(source.held_out, functions, weighted=source.held_out_is_weighted)
                     figures |= {f"val_{name}": value for name, value in scores.items()}
-                for name, value in figures.items():
-                    self.history.setdefault(name, []).append(value)
+                self.note(figures)
                 progress.step(figures)
                 _needed("optimizer", self.optimizer).observe(figures)
                 over = tell(listeners, self, figures)
@@ -282,7 +284,7 @@ class Sequential(Network):
         threads = self.threads if threads is None else as_count(threads, "threads")
         loss = self.loss_with(class_weight)
         start = self._time(epoch)
-        data = self.checked(dense(X), y, sample_weight, loss=loss)
+        data = self.checked(dense(in_bounds(X)), y, sample_weight, loss=loss)
         with (
             self._alone(),
             limited_threads(threads, self.engine_for(data, None, loss, threads=threads)),
@@ -368,7 +370,7 @@ class Sequential(Network):
         They are of the library that `predict` gives.
         """
         loss = _needed("loss", self.loss).twin(engine=self.engine)
-        data = self.checked(dense(X), y, sample_weight)
+        data = self.checked(dense(in_bounds(X)), y, sample_weight)
         layers = [_copied(layer) for layer in self.layers]
         outputs = self.engine.asarray(data.X, self.dtype)
         total = self.engine.zeros((2,), np.float64)
@@ -389,7 +391,7 @@ class Sequential(Network):
 
         It is of the library that `predict` gives; what layers keep is the engine's.
         """
-        outputs = self.engine.asarray(self._features_of(dense(X)), self.dtype)
+        outputs = self.engine.asarray(self._features_of(dense(in_bounds(X))), self.dtype)
         with limited_threads(self.threads, self.engine):
             for layer in self.layers:
                 outputs = layer.forward(outputs)
@@ -432,7 +434,8 @@ class Sequential(Network):
                 where[...] = getattr(layer, f"d{name}")
         if optimizer.schedule is not None:
             optimizer.rate[...] = optimizer.rates(np.array([start]))
-        optimizer.update(self.memory.trained, self.memory.gradients, self.memory.decayed)
+        with self.turns:
+            optimizer.update(self.memory.trained, self.memory.gradients, self.memory.decayed)
 
     def summary(self) -> str:
         """A table of the layers, as text."""

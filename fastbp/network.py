@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -191,6 +191,12 @@ class Network:
             for name in inner.arrays()
         }
 
+    def note(self, figures: Mapping[str, float]) -> None:
+        """Write an epoch's figures into the history."""
+        with self.turns:
+            for name, value in figures.items():
+                self.history.setdefault(name, []).append(value)
+
     def permutation(self, rows: int) -> Array:
         """A new order of some rows, drawn from this model's seed."""
         return self._rng.permutation(rows)
@@ -202,13 +208,34 @@ class Network:
         return {"seed": self._seeds.entropy, **state, "state": words, "buffer": [int(word) for word in state["buffer"]]}
 
     def set_random_state(self, state: dict[str, Any]) -> None:
-        """Go back to what `random_state` gave."""
+        """Go back to what `random_state` gave.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError, IndexError, OverflowError
+            For what it never gives.
+        """
+        if not 0 <= state["buffer_pos"] <= len(state["buffer"]) == 4:
+            raise ValueError("buffer_pos must be a place in the buffer")  # which NumPy does not look at
         words = {name: np.array(value, np.uint64) for name, value in state["state"].items()}
         self._rng.bit_generator.state = state | {"state": words, "buffer": np.array(state["buffer"], np.uint64)}
         self._seeds = np.random.SeedSequence(state["seed"])
 
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Hold other threads that train this model between two steps, for a ``with`` block."""
+        with self.turns, self._recording:
+            yield
+
     def __copy__(self) -> Self:
         return copy.deepcopy(self)  # a shallow one would share layers, which have one owner
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        memo[id(self)] = twin = object.__new__(type(self))
+        with self.at_rest():
+            state = copy.deepcopy(self.__getstate__(), memo)
+        twin.__setstate__(state)
+        return twin
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in self._made_anew}

@@ -32,8 +32,8 @@ from .fitting import (
     optimizer_of,
     settle_engine,
 )
-from .interop import is_sparse
-from .kernels.engine import DTypeError
+from .interop import in_bounds, is_sparse
+from .kernels.engine import DTypeError, real_array
 from .kernels.ops import Array
 from .model import Sequential
 from .selection import choice, engines
@@ -113,6 +113,18 @@ def is_plain_target(y: Any, rows: int, labels: bool) -> bool:
     return y.dtype.kind in "iu" if labels else y.dtype == np.float64 and math.isfinite(y.sum())
 
 
+def in_rows(X: Any) -> Any:
+    """X, by rows where it is sparse."""
+    return in_bounds(X).tocsr() if is_sparse(X) else X
+
+
+def unmasked(**arrays: Any) -> None:
+    """Raise for masked arrays, of which scikit-learn would take what is masked."""
+    for name, x in arrays.items():
+        if isinstance(x, np.ma.MaskedArray):
+            real_array(x, name)
+
+
 class Perceptron(BaseEstimator):
     """What the classifier and the regressor share."""
 
@@ -155,6 +167,7 @@ class Perceptron(BaseEstimator):
             raise ValueError("validation_data needs early_stopping=True")
         first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
         if first or not (self._is_plain(X) and is_plain_target(y, len(X), is_classifier(self))):
+            unmasked(X=X, y=y, sample_weight=sample_weight)
             X, y = validate_data(
                 self, X, y, accept_sparse=["csr", "csc"], multi_output=True, y_numeric=not is_classifier(self),
                 dtype=(np.float64, np.float32), reset=first,
@@ -169,7 +182,7 @@ class Perceptron(BaseEstimator):
         if first:
             self._start([X.shape[1], *hidden, targets.shape[1] if targets.ndim > 1 else len(self.classes_)], X.dtype)
         model = self._trainable(hidden, goes_on=incremental or (not first and self.warm_start == "optimizer"))
-        X = X.tocsr() if is_sparse(X) else X
+        X = in_rows(X)
         data, score = Data(X, targets, weights), None
         if self.early_stopping and self.solver in STOCHASTIC:
             if held_out is None:
@@ -288,10 +301,11 @@ class Perceptron(BaseEstimator):
 
     def _samples(self, X: Any, y: Any, weights: Any) -> tuple[Any, Array, Array | None]:
         """Data held out by the user, checked against what was fitted."""
+        unmasked(X=X, y=y)
         X, y = validate_data(
             self, X, y, accept_sparse=["csr", "csc"], multi_output=True, y_numeric=not is_classifier(self), reset=False
         )
-        return X.tocsr() if is_sparse(X) else X, y, None if weights is None else _check_sample_weight(weights, X)
+        return in_rows(X), y, None if weights is None else _check_sample_weight(weights, X)
 
     def _split(self, data: Data, y: Array) -> tuple[Data, tuple[Any, Array, Array | None]]:
         """What to train on, and (X, y, weights) to score."""
@@ -337,9 +351,10 @@ class Perceptron(BaseEstimator):
         """The last layer's output for a user's X, before or after its activation."""
         if not (hasattr(self, "coefs_") and self._is_plain(X)):
             check_is_fitted(self)
+            unmasked(X=X)
             X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
         model = self._network()
-        return model._outputs(X.tocsr() if is_sparse(X) else X, model.loss if probabilities else None)
+        return model._outputs(in_rows(X), model.loss if probabilities else None)
 
     def predict(self, X: Any) -> Array:
         """Class labels or numbers, shape (rows,), or for several outputs (rows, outputs).

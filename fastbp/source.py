@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .boundary import as_samples
-from .interop import dense, is_sparse
+from .interop import dense, in_bounds, is_sparse
 from .losses import Loss
 from .steps import signature
 from .training import Data, batches
@@ -102,7 +102,7 @@ class Source:
         place = -1
         for place, batch in enumerate(batches):
             X, y, weights = as_samples(batch, f"batch {place}")
-            yield self._model.checked(dense(X), y, weights, f"batch {place}: ", self.loss())
+            yield self._model.checked(dense(in_bounds(X)), y, weights, f"batch {place}: ", self.loss())
         if place < 0:
             raise ValueError("there is no batch (left): pass a list, or a function that returns an iterator")
 

@@ -301,8 +301,9 @@ class Run:
         loss = float(self._model.memory.total[0])
         snapshot_is_due = time.perf_counter() - self._snapshot_time > SNAPSHOT_SECONDS
         if not np.isfinite(loss) or ((thoroughly or snapshot_is_due) and not self._weights_are_finite()):
-            for array, kept in zip(self._arrays(), self._snapshot, strict=True):
-                array[...] = kept
+            with self._model.turns:
+                for array, kept in zip(self._arrays(), self._snapshot, strict=True):
+                    array[...] = kept
             what = "weights became infinite" if np.isfinite(loss) else f"loss became {loss}"
             raise FloatingPointError(
                 f"the {what} in epoch {len(self._model.history.get('loss', [])) + 1}, between the steps "

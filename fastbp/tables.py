@@ -72,7 +72,7 @@ def read_table(path: str | Path, *, target: str | None = None, like: Encoder | N
             table = _read_npz(path, target, like)
         else:
             raise ValueError("its name must end in .csv, .tsv, .parquet or .npz")
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     if not table or not len(next(iter(table.values()))):
         raise ValueError(f"{path} holds no rows")

@@ -156,8 +156,9 @@ class Trainer:
                 tape = tapes[kind, batch] = self._tape(kind, batch, needed)
                 self._bound.enter_context(tape.bound(**needed))
         if self._memory is not model.memory:
-            for layer in model.walk():
-                layer.forget()
+            with model.turns:
+                for layer in model.walk():
+                    layer.forget()
             self._memory, self._run = model.memory, Run(model, watched=self._watched)
         return [(tapes[kind, batch], times) for kind, batch, times in plan]
 

@@ -325,6 +325,8 @@ def real_array(x: Any, name: str = "x") -> Array:
         raise DTypeError(f"{name} is a masked array; fill or drop what is masked first")
     if not isinstance(x, np.ndarray):
         try:
+            if hasattr(x, "resolve_neg"):
+                x = x.resolve_neg()  # a tensor of torch that is to be negated when it is read, which DLPack cannot say
             if hasattr(x, "__cuda_array_interface__") and hasattr(x, "get"):
                 x = x.get()  # CuPy's array, copied from the GPU
             if hasattr(x, "dtypes") and all(getattr(t, "kind", "O") in "fiub" for t in np.atleast_1d(x.dtypes)):

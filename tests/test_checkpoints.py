@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import fastbp
+from fastbp.files import describe, write
 
 from .checks import Bottleneck, small_data, small_model, state_of
 
@@ -104,12 +105,47 @@ def test_a_checkpoint_of_another_model_changes_nothing(engine, tmp_path):
         ValueError, match=r"is a checkpoint of another model: it has Dense\(.*8\), this one Dense\(.*3\)"
     ):
         train(other, path, resume=True)
-    with pytest.raises(ValueError, match="must be a checkpoint of fit with 0 callbacks"):
+    with pytest.raises(ValueError, match=r"must be a checkpoint of fit with the callbacks \[\]; remove it"):
         other.fit(X, Y, checkpoint=path, resume=True)
     other.save(path)
-    with pytest.raises(ValueError, match="must be a checkpoint of fit with 3 callbacks"):
+    with pytest.raises(ValueError, match=r"with the callbacks \['EarlyStopping', 'Halve', 'Stop'\]"):
         train(other, path, resume=True)
     assert state_of(other) == before
+
+
+def test_a_checkpoint_of_another_dtype_changes_nothing(engine, tmp_path):
+    path = tmp_path / "checkpoint"
+    train(small_model(engine, dtype="float32"), path, epochs=1)
+    other = small_model(engine, dtype="float64")
+    before = state_of(other)
+    with pytest.raises(ValueError, match="is a checkpoint of a model in float32, this one computes in float64"):
+        train(other, path, resume=True)
+    assert state_of(other) == before
+
+
+def test_a_checkpoint_with_other_callbacks_changes_nothing(engine, tmp_path):
+    path = tmp_path / "checkpoint"
+    train(small_model(engine), path, epochs=1)
+    other = small_model(engine, seed=1)
+    before = state_of(other)
+    with pytest.raises(ValueError, match=r"with the callbacks \['Halve', 'EarlyStopping', 'Stop'\]"):
+        other.fit(X, Y, callbacks=[Halve(), fastbp.EarlyStopping("loss"), Stop(9)], checkpoint=path, resume=True)
+    assert state_of(other) == before
+
+
+@pytest.mark.parametrize("fit", [5, [], {}, {"names": [], "done": "x"}, {"names": [], "done": 1, "over": 0}])
+def test_a_checkpoint_that_is_not_complete_changes_nothing(fit, tmp_path):
+    path, model = tmp_path / "checkpoint", small_model()
+    tensors, about = describe(small_model(seed=1))
+    write(path, tensors, about | {"fit": fit})
+    before = state_of(model)
+    with pytest.raises(
+        ValueError,
+        match=r"checkpoint must be a checkpoint|checkpoint is not a complete fastbp model|"
+        r"checkpoint: invalid literal",
+    ):
+        model.fit(X, Y, checkpoint=path, resume=True)
+    assert state_of(model) == before
 
 
 @pytest.mark.parametrize(

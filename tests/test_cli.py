@@ -127,6 +127,13 @@ def test_predict_needs_neither_the_target_nor_an_order_of_columns(flowers, model
     assert capsys.readouterr().out == expected
 
 
+def test_predict_with_a_model_that_says_other_outputs_than_it_has(flowers, model, tmp_path, capsys):
+    loaded, about = fastbp.load(model), read_metadata(model)
+    about["table"]["target"]["values"].append("lily")
+    loaded.save(tmp_path / "more", about)
+    assert "says 3 outputs, but has (2,)" in error_of(["predict", tmp_path / "more", flowers[1]], capsys)
+
+
 def test_predict_names_a_missing_column(flowers, model, tmp_path, capsys):
     flowers[0].drop(columns=["length", "wild"]).to_csv(tmp_path / "less.csv")
     assert "no column 'length', 'wild'" in error_of(["predict", model, tmp_path / "less.csv"], capsys)

@@ -139,6 +139,31 @@ def test_to_torch_and_back(activation, dtype):
     np.testing.assert_allclose(back.predict(rows), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_from_torch_takes_an_activation_that_stands_there_twice():
+    torch = pytest.importorskip("torch")
+    nn, again = torch.nn, torch.nn.ReLU()
+    module = nn.Sequential(nn.Linear(4, 8), again, nn.Sequential(nn.Linear(8, 8), again), nn.Linear(8, 2))
+    rows = np.asarray(X, np.float32)
+    expected = module(torch.tensor(rows)).detach().numpy()
+    np.testing.assert_allclose(fastbp.from_torch(module).predict(rows), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_from_torch_refuses_what_it_would_get_wrong():
+    nn = pytest.importorskip("torch").nn
+
+    class Twice(nn.Sequential):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    shared = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match=r"Linear.* stands in the module twice; layers of fastbp cannot share weights"):
+        fastbp.from_torch(nn.Sequential(shared, nn.ReLU(), shared))
+    with pytest.raises(ValueError, match=r"(?s)Twice.* has no counterpart in fastbp"):
+        fastbp.from_torch(Twice(nn.Linear(4, 2)))
+    with pytest.raises(TypeError, match=r"module must be a torch.nn.Sequential, got int"):
+        fastbp.from_torch(3)
+
+
 def test_from_torch_without_biases_and_what_it_does_not_know():
     nn = pytest.importorskip("torch").nn
     model = fastbp.from_torch(nn.Sequential(nn.Linear(4, 3, bias=False)), loss=fastbp.SoftmaxCrossEntropy())

@@ -242,6 +242,7 @@ def test_one_seed_gives_one_table():
         ({"columns": ()}, ValueError, r"columns must be different numbers from 0 to 4, got \(\)"),
         ({"columns": (1, 1)}, ValueError, r"columns must be different numbers from 0 to 4, got \(1, 1\)"),
         ({"columns": (1, -1)}, ValueError, r"columns\[1\] must be at least 0, got -1"),
+        ({"columns": np.array(1)}, TypeError, "columns must be a sequence of whole numbers, got array"),
         ({"columns": "ab"}, TypeError, "columns must be an integer, got 'ab'"),
         ({"num_embeddings": (3, 6, 7)}, ValueError, "num_embeddings must be a number, or one for each of 2 columns"),
         ({"num_embeddings": (3, 0)}, ValueError, r"num_embeddings\[1\] must be at least 1, got 0"),

@@ -171,6 +171,33 @@ def test_class_weights_are_weights_of_rows():
         np.testing.assert_allclose(model.coefs_[0], other.coefs_[0])
 
 
+@pytest.mark.parametrize(
+    ("kind", "arguments", "match"),
+    [
+        (MLPClassifier, {"X": np.ma.masked_array(X, X > 1)}, "X is a masked array"),
+        (MLPRegressor, {"y": np.ma.masked_array(Y, Y > 1)}, "y is a masked array"),
+        (MLPRegressor, {"sample_weight": np.ma.masked_array(Y + 1, Y > 1)}, "sample_weight is a masked array"),
+        (MLPRegressor, {"y": Y.astype(str)}, "y must hold real numbers, got dtype <U"),
+        (MLPClassifier, {"class_weight": {0: np.nan}}, "class_weight must hold finite"),
+    ],
+)
+def test_what_scikit_learn_would_take_is_refused(kind, arguments, match):
+    options = {"class_weight": arguments.pop("class_weight")} if "class_weight" in arguments else {}
+    with pytest.raises(ValueError, match=match):
+        kind(max_iter=1, **options).fit(**({"X": X, "y": Y} | arguments))
+
+
+def test_masked_rows_and_wrong_indices_get_no_prediction():
+    fitted = MLPClassifier(max_iter=200).fit(X, Y)
+    with pytest.raises(ValueError, match="X is a masked array"):
+        fitted.predict(np.ma.masked_array(X, X > 1))
+    table = csr_array(X)
+    table.indices[0] = 10**6
+    for use in (fitted.predict, lambda table: fitted.fit(table, Y)):
+        with pytest.raises(ValueError, match="X is a sparse matrix of a wrong format: "):
+            use(table)
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_smoothed_labels_keep_predictions_from_certainty(classes):
     rows = classes > Y

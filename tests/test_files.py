@@ -1,9 +1,13 @@
 """Model files."""
 
+import copy
 import json
 import os
 import stat
+import sys
+import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ import pytest
 import fastbp
 from fastbp.files import checksum, read_metadata
 
-from .checks import Bottleneck, small_data, small_model, state_of
+from .checks import Bottleneck, assert_same_parameters, parameters_of, small_data, small_model, state_of
 from .conftest import ENGINES
 
 pytest.importorskip("safetensors")
@@ -203,6 +207,16 @@ def test_a_deep_description(path):
         fastbp.load(path)
 
 
+def test_layers_in_layers_without_end(path):
+    small_model().save(path)
+    about = json.loads(header_of(path)["__metadata__"]["fastbp"])
+    for _ in range(200):
+        about["layers"] = [{"type": "Residual", "config": {"layers": about["layers"]}}]
+    rewrite(path, about)
+    with pytest.raises(ValueError, match=r"is not a (complete fastbp model|model file)"):
+        fastbp.load(path)
+
+
 @pytest.mark.parametrize("content", [b"\0" * 1000, b"\xff" * 1000, b"hello, world" * 50, b"PK\x03\x04" + b"0" * 99])
 def test_a_file_of_something_else(path, content):
     path.write_bytes(content)
@@ -246,6 +260,10 @@ def replaced(about, *keys, value):
         (("layers", 0, "type"), "os.system"),
         (("layers", 0, "type"), "Parameter"),
         (("layers", 0, "type"), ["Dense"]),
+        (("layers", 0, "type"), "__import__"),
+        (("layers", 0, "type"), 10**6 * "x"),
+        (("layers", 0, "config", "__class__"), "Dense"),
+        (("format",), 10**6 * "x"),
         (("layers", 0, "config"), {"inputs": 4}),
         (("layers", 0, "config", "neurons"), 9),
         (("layers", 0, "config", "neurons"), "8"),
@@ -267,6 +285,9 @@ def replaced(about, *keys, value):
         (("random", "state", "counter"), [-1, 0, 0, 0]),
         (("random", "state", "counter"), [2**70, 0, 0, 0]),
         (("random", "bit_generator"), "PCG64"),
+        (("random", "buffer_pos"), -(10**8)),
+        (("random", "buffer_pos"), 5),
+        (("random", "buffer"), [1]),
     ],
     ids=str,
 )
@@ -275,8 +296,9 @@ def test_a_description_that_is_wrong_is_a_value_error(path, keys, value):
     about = json.loads(header_of(path)["__metadata__"]["fastbp"])
     replaced(about, *keys, value=value)
     rewrite(path, about)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=path.name) as refused:
         fastbp.load(path)
+    assert len(str(refused.value)) < 500
 
 
 @pytest.mark.parametrize(
@@ -310,6 +332,16 @@ def test_a_failed_save_leaves_the_old_file(path, function, monkeypatch):
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
+def test_metadata_is_a_dict(path):
+    small_model().save(path)
+    for wrong in (5, "text", ["a"]):
+        with pytest.raises(TypeError, match="metadata must be a dict, got"):
+            small_model().save(path, wrong)
+        rewrite(path, json.loads(header_of(path)["__metadata__"]["fastbp"]) | {"metadata": wrong})
+        with pytest.raises(ValueError, match="metadata must be a dict, got"):
+            read_metadata(path)
+
+
 def test_metadata_that_json_cannot_hold_leaves_the_old_file(path):
     small_model(seed=1).save(path)
     before = path.read_bytes()
@@ -323,6 +355,61 @@ def test_a_file_has_the_usual_permissions(path):
     usual = path.parent / "usual"
     usual.touch()
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(usual.stat().st_mode)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are others there")
+def test_a_file_that_is_there_keeps_its_permissions(path):
+    small_model(seed=1).save(path)
+    path.chmod(0o600)
+    small_model(seed=2).save(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_link_stays_a_link(path):
+    small_model(seed=1).save(path)
+    link = path.with_name("link")
+    try:
+        link.symlink_to(path)
+    except OSError:
+        pytest.skip("links are not allowed here")
+    model = small_model(seed=2)
+    model.save(link)
+    assert link.is_symlink() and state_of(fastbp.load(path)) == state_of(model)
+
+
+def test_what_is_no_file_stays(tmp_path):
+    place = tmp_path / "place"
+    kinds = [place.mkdir, lambda: os.mkfifo(place)] if hasattr(os, "mkfifo") else [place.mkdir]
+    for make in kinds:
+        make()
+        kind = place.stat().st_mode
+        with pytest.raises(OSError, match=r"place is no file that could be replaced"):
+            small_model().save(place)
+        assert place.stat().st_mode == kind and list(tmp_path.iterdir()) == [place]
+        place.rmdir() if place.is_dir() else place.unlink()
+
+
+def test_what_is_saved_while_another_thread_trains_is_of_one_step(engine, path):
+    model = small_model(engine, optimizer=fastbp.Adam(0.01))
+    done, seen = threading.Event(), []
+
+    def look():
+        while not done.is_set():
+            model.save(path)
+            seen.extend([fastbp.load(path, engine=engine), copy.deepcopy(model)])
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        model.fit(X, Y, epochs=2000, batch_size=len(X), shuffle=False)
+        done.set()
+        looking.result()
+    steps = {int(each.optimizer.steps[0]): parameters_of(each) for each in seen}
+    assert len(steps) > 3
+    again = small_model(engine, optimizer=fastbp.Adam(0.01))
+    for count in sorted(steps):
+        for _ in range(count - int(again.optimizer.steps[0])):
+            again.train_on_batch(X, Y)
+        assert_same_parameters(again, steps[count], rtol=0)
 
 
 def test_saving_changes_nothing(engine, path):

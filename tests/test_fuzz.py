@@ -188,8 +188,9 @@ def test_training_is_that_of_torch(problem, data):
     history = twin.fit(X, y, weights, batch, epochs)
     outputs = twin.forward(torch.tensor(X), training=False)
     assume(twin.margin > (1e-4 if model.dtype == np.float32 else 1e-9))
-    # what diverges makes as much as it likes of rounding
-    assume(max(np.abs(history).max(), outputs.abs().max().item()) < 1e6)
+    numbers = outputs.exp() if has_rates(model) else outputs
+    # what diverges, also in the last step, makes as much as it likes of rounding
+    assume(max(np.abs(history).max(), outputs.abs().max().item(), numbers.max().item()) < 1e6)
     model.fit(**given, epochs=epochs, batch_size=batch, shuffle=False)
     assert_near(model.history["loss"], history, model, times=5)
     for (place, name), theirs in twin.parameters.items():
@@ -201,7 +202,7 @@ def test_training_is_that_of_torch(problem, data):
         assert_near(found, expected, model, times=5)
         assert type(found) is (torch.Tensor if isinstance(given["X"], torch.Tensor) else np.ndarray)
     else:
-        assert_near(model.predict(given["X"]), outputs.exp() if has_rates(model) else outputs, model, times=5)
+        assert_near(model.predict(given["X"]), numbers, model, times=5)
     total, count = twin.loss(outputs, y, weights)
     if count:
         assert_near(model.evaluate(**given)["loss"], total / count, model, times=5)
@@ -257,6 +258,7 @@ def test_where_torch_stays_finite_so_do_we(engine, dtype, loss, kinds, scale_x, 
 
     pairs = zip(all_of_torch(X), all_of_torch(further), strict=True)
     finite = [all(torch.isfinite(x).all() for x in pair) for pair in pairs]
+    assume(finite[0])  # the slope of an absolute error is 0 in torch where the output is NaN
     found = model.gradients(X, y)
     gradients = [gradient for layer in found.layers for gradient in layer.values()]
     ours = [model.forward(X), found.loss, found.inputs, *gradients]

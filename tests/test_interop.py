@@ -37,6 +37,27 @@ def frames(name):
     }[name]()
 
 
+def test_a_tensor_that_is_negated_when_it_is_read(torch):
+    z = torch.complex(torch.tensor(X), torch.tensor(-X))
+    lazily = z.conj().imag
+    assert lazily.is_neg()
+    model = small_model()
+    np.testing.assert_array_equal(model.predict_proba(lazily), model.predict_proba(X))
+
+
+@pytest.mark.parametrize("kind", ["csr_array", "csc_array", "bsr_array", "csr_matrix"])
+@pytest.mark.parametrize("index", [10**6, -7])
+@pytest.mark.parametrize("use", ["fit", "train_on_batch", "predict", "forward", "gradients", "batches", "evaluate"])
+def test_sparse_indices_that_lead_outside(sparse, kind, index, use):
+    table, model = getattr(sparse, kind)(X), small_model()
+    table.indices[0] = index
+    before = state_of(model)
+    arguments = {"predict": (table,), "forward": (table,), "batches": ([(table, Y)],)}.get(use, (table, Y))
+    with pytest.raises(ValueError, match="X is a sparse matrix of a wrong format: "):
+        getattr(model, "fit" if use == "batches" else use)(*arguments)
+    assert state_of(model) == before
+
+
 TENSORS = "torch", "torch strided", "jax"
 FRAMES = "pandas", "pandas nullable", "polars", "pyarrow", "pyarrow batch"
 

@@ -12,7 +12,7 @@ import fastbp
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 PAGE = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
-NAMED = sorted(set(re.findall(r"`(test_\w+\.py)::(\w+)`", PAGE)))
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE)))
 
 
 @pytest.mark.parametrize("file", sorted({file for file, _ in NAMED}))

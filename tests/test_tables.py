@@ -164,7 +164,22 @@ def test_a_missing_feature_is_named():
         Encoder([Number("a", 0, 1), Number("b", 0, 1)], Number("y", 0, 1)).encode({"a": np.ones(1), "c": np.ones(1)})
 
 
-@pytest.mark.parametrize("about", [{}, {"features": 3, "target": {}}, {"features": [{"x": 1}], "target": {}}])
+NUMBER, CATEGORY = {"name": "a", "mean": 0.0, "std": 1.0}, {"name": "y", "values": ["p", None]}
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {},
+        {"features": 3, "target": {}},
+        {"features": [{"x": 1}], "target": {}},
+        *({"features": [NUMBER | {key: junk}], "target": CATEGORY} for key in NUMBER for junk in (None, ["a"], {})),
+        *({"features": [NUMBER], "target": CATEGORY | {"values": junk}} for junk in (None, 3, [["p"]], [1])),
+        {"features": [NUMBER | {"std": "1"}], "target": CATEGORY},
+        {"features": [NUMBER | {"std": np.nan}], "target": CATEGORY},
+        {"features": [NUMBER], "target": CATEGORY | {"mean": 0.0}, "more": 1} | {"features": [CATEGORY, 5]},
+    ],
+)
 def test_a_model_that_says_nothing_of_columns_is_refused(about):
     with pytest.raises(ValueError, match="'fastbp train' did not save it"):
         Encoder.from_json(about)
