@@ -136,6 +136,7 @@ def test_loky_workers(engine):
 
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # from JAX, where another test has imported it
 def test_workers_of_multiprocessing(engine, method):
     models = [model_of(engine, seed) for seed in range(4)]
     models[0].fit(X, Y)  # so that whatever is loaded late has been used here
