@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
 
 from .cublaslt import COMPUTE, WORKSPACE_BYTES, Blas, Matrix, load_libraries
+from .cupy_sources import KERNELS, source, source_of_parts
 from .engine import Call, Engine, Program, native, real_array
 from .ops import Array, Op
 
@@ -26,17 +25,6 @@ __all__ = ["CupyEngine"]
 Launch = Callable[[], None]
 Shape2D = tuple[int, int]
 
-FILES = (
-    "math",
-    "activations",
-    "layers",
-    "losses",
-    "norms",
-    "optim",
-    "fused",
-    "products",
-)  # the first is part of all others
-SOURCES = {name: (Path(__file__).parent / f"cupy_{name}.cu").read_text() for name in FILES}
 TYPES = "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"  # of a Table, in the order of cupy_math.cu
 MOST_BLOCKS = 1024  # for which a Room has room
 ROOM = 3 + 2 * MOST_BLOCKS
@@ -45,22 +33,6 @@ STEPS_OF_A_GRAPH = 16
 SMALL = 1_000_000  # floating-point operations of a step, up to which one block runs it all
 BLOCK = 32, 16  # that block
 WIDE = 1024  # columns from which a row gets a block instead of a warp
-
-
-class Kernel(NamedTuple):
-    """Where a kernel is, how it is spread over threads, and the type and name of each parameter."""
-
-    file: str
-    pattern: str
-    parameters: tuple[tuple[str, str], ...]
-
-
-KERNEL = re.compile(r"^(ELEMENTS|ROWS|COLUMNS|ONE_BLOCK) (\w+)\(([^)]*)\)", re.MULTILINE)
-KERNELS = {
-    name: Kernel(file, pattern, tuple((kind, of) for kind, of in map(str.split, parameters.split(","))))
-    for file, source in SOURCES.items()
-    for pattern, name, parameters in KERNEL.findall(source)
-}
 
 
 class Stage(NamedTuple):
@@ -318,41 +290,6 @@ def module(file: str, floats: str) -> Any:
 def module_of_parts(kernels: tuple[str, ...], floats: str) -> Any:
     """One kernel, "replay", of which these are parts."""
     return cupy.RawModule(code=source_of_parts(kernels, floats), options=OPTIONS)
-
-
-def source(files: Iterable[str], floats: str) -> str:
-    """The kernels of some files for one float type, as CUDA C++."""
-    real = {"float32": "float", "float64": "double"}[floats]
-    return "\n".join([f"typedef {real} Real;", SOURCES["math"], *(SOURCES[file] for file in files)])
-
-
-def source_of_parts(kernels: tuple[str, ...], floats: str) -> str:
-    cases = []
-    for place, name in enumerate(kernels):
-        parameters = KERNELS[name].parameters
-        read = "".join(f"{kind} {of} = next<{kind}>(word); " for kind, of in parameters)
-        cases.append(f"case {place}: {{ {read}{name}({', '.join(of for _, of in parameters)}); break; }}")
-    files = [file for file in FILES[1:] if file in {KERNELS[name].file for name in kernels}]
-    return f"#define PARTS\n{source(files, floats)}\n{REPLAY.replace('CASES', chr(10).join(cases))}"
-
-
-REPLAY = """
-template <class T> __device__ T next(const Index *&word)
-{
-    const T *item = (const T *)word;
-    word += sizeof(T) / sizeof(Index);
-    return *item;
-}
-
-extern "C" __global__ void __launch_bounds__(512) replay(Integers table, Index steps)
-{
-    for (; steps; steps--)
-        for (const Index *word = table.data; word < table.data + table.size; __syncthreads())
-            switch (*word++) {
-CASES
-            }
-}
-"""
 
 
 def float_type(stages: Sequence[Stage]) -> str:

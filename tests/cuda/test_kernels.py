@@ -10,6 +10,7 @@ import pytest
 
 import fastbp
 from fastbp.conformance import FLOATS, SIZES, Trial, keep
+from fastbp.kernels.cupy_sources import KERNELS, SOURCES
 from fastbp.kernels.ops import OPS
 
 from . import standin
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.skipif(standin.COMPILER is None, reason="needs g++")
 
 ENGINE = standin.engine_module()
 # the kernels that give a row of a matrix to a group of threads, and the ops that take them
-BY_ROW = {name for name, kernel in ENGINE.KERNELS.items() if kernel.pattern == "ROWS"}
+BY_ROW = {name for name, kernel in KERNELS.items() if kernel.pattern == "ROWS"}
 OF_ROWS = [name for name in OPS if BY_ROW.intersection(ENGINE.STAGES.get(name, (name,)))]
 BARRIER = "__syncthreads();"
 # an op that needs it, for each barrier of a file; the fifth of `math` is between blocks, which the shim runs one by one
@@ -45,9 +46,9 @@ def plant(monkeypatch):
     """Change the source of a file of kernels."""
 
     def plant(file, old, new, which=0):
-        parts = ENGINE.SOURCES[file].split(old)
+        parts = SOURCES[file].split(old)
         changed = old.join(parts[: which + 1]) + new + old.join(parts[which + 1 :])
-        monkeypatch.setitem(ENGINE.SOURCES, file, changed)
+        monkeypatch.setitem(SOURCES, file, changed)
         ENGINE.module.cache_clear()
 
     yield plant
@@ -93,7 +94,7 @@ def test_a_missing_barrier_is_found(engine, narrow, plant, file, which, name):
 
 
 def test_barriers_are_counted():
-    found = {file: source.count(BARRIER) for file, source in ENGINE.SOURCES.items() if BARRIER in source}
+    found = {file: source.count(BARRIER) for file, source in SOURCES.items() if BARRIER in source}
     assert found == {file: len(names) for file, names in BARRIERS.items()}
 
 
@@ -138,11 +139,12 @@ def test_without_what_cublaslt_may_lack(engine, lacking):
 WITHIN_BOUNDS = """
 import sys
 from fastbp.conformance import FLOATS, SIZES, Trial, keep
+from fastbp.kernels.cupy_sources import SOURCES
 from fastbp.kernels.ops import OPS
 from tests.cuda import standin
 standin.OPTIONS.append("-fsanitize=address")
-engine, module = standin.engine_on_host(), standin.engine_module()
-module.SOURCES["layers"] = module.SOURCES["layers"].replace(*sys.argv[1:])
+engine = standin.engine_on_host()
+SOURCES["layers"] = SOURCES["layers"].replace(*sys.argv[1:])
 for op in OPS.values():
     for dtype in FLOATS if engine.supports(op) else ():
         trial = Trial(engine, op)

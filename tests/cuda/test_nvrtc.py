@@ -2,10 +2,12 @@
 
 import pytest
 
+from fastbp.kernels.cupy_sources import FILES, source, source_of_parts
+
 from . import standin
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings", exc_type=ImportError)
-ENGINE = standin.engine_module()
+OPTIONS = standin.engine_module().OPTIONS
 
 
 def run(function, *arguments):
@@ -19,7 +21,7 @@ STEP = "next_batch", "take", "take_labels", "dense_relu_forward", "dense_forward
 STEP += "dense_bias_grad", "dense_weight_grad", "dense_input_grad", "relu_grads", "adam"
 
 
-@pytest.mark.parametrize("file", [*ENGINE.FILES[1:], "parts"])
+@pytest.mark.parametrize("file", [*FILES[1:], "parts"])
 @pytest.mark.parametrize("floats", ["float32", "float64"])
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
 def test_kernels_compile(file, floats, architecture):
@@ -27,9 +29,9 @@ def test_kernels_compile(file, floats, architecture):
         run(nvrtc.nvrtcVersion)
     except RuntimeError as error:
         pytest.skip(f"needs nvidia-cuda-nvrtc: {error}")
-    source = ENGINE.source_of_parts(STEP, floats) if file == "parts" else ENGINE.source([file], floats)
-    program = run(nvrtc.nvrtcCreateProgram, source.encode(), b"kernels.cu", 0, [], [])
-    options = [f"--gpu-architecture={architecture}".encode(), *(option.encode() for option in ENGINE.OPTIONS)]
+    code = source_of_parts(STEP, floats) if file == "parts" else source([file], floats)
+    program = run(nvrtc.nvrtcCreateProgram, code.encode(), b"kernels.cu", 0, [], [])
+    options = [f"--gpu-architecture={architecture}".encode(), *(option.encode() for option in OPTIONS)]
     status = nvrtc.nvrtcCompileProgram(program, len(options), options)[0]
     log = b" " * run(nvrtc.nvrtcGetProgramLogSize, program)
     run(nvrtc.nvrtcGetProgramLog, program, log)
