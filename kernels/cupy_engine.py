@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ STEPS_OF_A_GRAPH = 16
 SMALL = 1_000_000  # floating-point operations of a step, up to which one block runs it all
 BLOCK = 32, 16  # that block
 WIDE = 1024  # columns from which a row gets a block instead of a warp
+HELD_UP = 1.0  # seconds for which the GPU waits at most, while what is timed is launched
 
 
 class Stage(NamedTuple):
@@ -72,6 +74,7 @@ class CupyEngine(Engine):
         self.precision = precision
         self._blas = Blas(*self.load_blas())
         self._workspaces: dict[int, Array] = {}
+        self.timing = self  # `compile`, `synchronize`, `device_seconds`: what ``fastbp bench`` tells apart
 
     load_blas = staticmethod(load_libraries)
 
@@ -118,6 +121,27 @@ class CupyEngine(Engine):
 
     def synchronize(self) -> None:
         cupy.cuda.get_current_stream().synchronize()
+
+    def compile(self, op: Op, arguments: Sequence[Array]) -> None:
+        """Make ready the kernels that an op takes on these arrays, and do not run it."""
+        Graph(self, self.stages(op, arguments, self.empty((ROOM,), np.float64)))
+
+    def device_seconds(self, run: Callable[[], object]) -> float:
+        """How long the GPU works on what `run` launches, by its own clock; the host's part does not count.
+
+        The stream waits for the host until all is launched. `run` must not wait for the stream itself.
+        """
+        stream, start, end = cupy.cuda.get_current_stream(), cupy.cuda.Event(), cupy.cuda.Event()
+        launched = threading.Event()
+        stream.launch_host_func(lambda _: launched.wait(HELD_UP), None)
+        try:
+            start.record()
+            run()
+            end.record()
+        finally:
+            launched.set()
+        end.synchronize()
+        return float(cupy.cuda.get_elapsed_time(start, end)) / 1e3
 
     def supports(self, op: Op) -> bool:
         return op.name in KERNELS or op.name in STAGES
@@ -282,7 +306,7 @@ def engine_at(precision: str) -> CupyEngine:
 
 @functools.cache
 def module(file: str, floats: str) -> Any:
-    """The kernels of a file; compiled when the first is launched, once for all processes: CuPy keeps them on disk."""
+    """The kernels of a file; compiled when the first is looked up, once for all processes: CuPy keeps them on disk."""
     return cupy.RawModule(code=source([file], floats), options=OPTIONS)
 
 

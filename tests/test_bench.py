@@ -365,10 +365,11 @@ def test_a_devices_time_is_told_apart(clock):
     )
 
 
-def test_an_op_on_a_device_is_waited_for_and_has_its_phases(clock, monkeypatch):
+@pytest.mark.parametrize(("op", "size"), [("multiply", "small"), ("next_batch", "medium")])
+def test_an_op_on_a_device_is_waited_for_and_has_its_phases(clock, monkeypatch, op, size):
     monkeypatch.setattr("fastbp.benchmarks.cases.look", lambda: Look(None, 1.0))
     engine = OnDevice(clock)
-    cases = [case for case in op_cases(["multiply"], [engine], ["small"], ["float32"]) if case.who == "fake"]
+    cases = [case for case in op_cases([op], [engine], [size], ["float32"]) if case.who == "fake"]
     rows, _ = measure(cases, 2, 0.01)
     assert rows[0]["seconds"] == pytest.approx([2.01, 2.01], rel=0.01)
     assert set(rows[0]["phases"]) == {"transfer", "compile", "first call", "launch", "device"}

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 from types import SimpleNamespace
@@ -192,6 +193,7 @@ def launch(name, function, grid, block, arguments):
     shape = [(ctypes.c_uint * 2)(*(*numbers, 1)[:2]) for numbers in (grid, block)]
 
     def work(values=values):  # which are kept, as a graph keeps them
+        clock.seconds += KERNEL_SECONDS
         wrong = function(*shape, addresses, sizes, ctypes.c_size_t(len(values)))
         if wrong > 0:
             raise TypeError(f"{name}: argument {wrong} is not of its parameter's size")
@@ -201,14 +203,18 @@ def launch(name, function, grid, block, arguments):
     Stream.current.do(work)
 
 
+clock = SimpleNamespace(seconds=0.0)  # the device's own
+KERNEL_SECONDS = 1e-6
+
+
 class Stream:
-    """What is launched on it, it does at once, or notes down while it captures a graph."""
+    """What is launched on it, it does at once; it notes it down while it captures a graph or waits for the host."""
 
     ptr = 0
     current = None
 
     def __init__(self, *, non_blocking=False):
-        self.ptr, self.captured = id(self), None
+        self.ptr, self.captured, self.held = id(self), None, threading.local()
 
     def __enter__(self):
         self.outer, Stream.current = Stream.current, self
@@ -222,17 +228,36 @@ class Stream:
 
     def end_capture(self):
         captured, self.captured = self.captured, None
-        return SimpleNamespace(launch=lambda: [work() for work in captured])
+        return SimpleNamespace(launch=lambda: Stream.current.do(lambda: [work() for work in captured]))
+
+    def is_capturing(self):
+        return self.captured is not None
+
+    def launch_host_func(self, function, argument):
+        """Hold up what this thread launches until it waits for the stream: a host that waits too early is found."""
+        self.held.works = [lambda: function(argument)]
 
     def synchronize(self):
-        if self.captured is not None:
+        if self.is_capturing():
             raise RuntimeError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
+        for work in self.held.__dict__.pop("works", ()):
+            work()
 
     def do(self, work):
-        work() if self.captured is None else self.captured.append(work)
+        notes = getattr(self.held, "works", None) if self.captured is None else self.captured
+        work() if notes is None else notes.append(work)
 
 
 Stream.current = Stream.null = Stream()
+
+
+class Event:
+    def record(self):
+        self.stream = Stream.current
+        self.stream.do(lambda: setattr(self, "time", clock.seconds))
+
+    def synchronize(self):
+        self.stream.synchronize()
 
 
 cupy = types.ModuleType("cupy")
@@ -247,8 +272,10 @@ cupy.__dict__.update(
     RawModule=RawModule,
     cuda=SimpleNamespace(
         Device=lambda: SimpleNamespace(attributes={"MultiProcessorCount": 1}),
+        Event=Event,
         Stream=Stream,
         get_current_stream=lambda: Stream.current,
+        get_elapsed_time=lambda start, end: 1e3 * (end.time - start.time),
     ),
 )
 
