@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["COMPUTE", "WORKSPACE_BYTES", "Blas", "BlasError", "Matrix", "load_libraries"]
+__all__ = ["CANDIDATES", "COMPUTE", "WORKSPACE_BYTES", "Blas", "BlasError", "Matrix", "alignment", "load_libraries"]
 
 WORKSPACE_BYTES = 32 << 20  # what NVIDIA recommends for Hopper
+CANDIDATES = 8  # how many algorithms the library is asked for
 
 # names and numbers of cublasLt.h, cublas_api.h and library_types.h
 NOT_SUPPORTED = 15
@@ -103,6 +104,11 @@ def load_libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
     return ctypes.CDLL(paths[0]), ctypes.CDLL(paths[1])
 
 
+def alignment(address: int) -> int:
+    """What the library may rely on: the power of two that divides an address, up to 256 bytes."""
+    return min(address & -address, 256)
+
+
 class Blas:
     """The libraries, and a handle of each on the current device, made when it is first needed.
 
@@ -115,7 +121,7 @@ class Blas:
     def __init__(self, lt: ctypes.CDLL, classic: ctypes.CDLL) -> None:
         self._libraries = {"cublasLt": lt, "cublas": classic}
         self._handles: dict[str, c_void_p] = {}
-        self._algorithms: dict[Any, Algorithm | None] = {}
+        self._algorithms: dict[Any, list[Algorithm]] = {}
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function of the libraries; raises BlasError where it returns anything but success."""
@@ -142,6 +148,7 @@ class Blas:
         compute: int = COMPUTE["fp32"],
         bias: int = 0,
         relu: bool = False,
+        rank: int = 0,
     ) -> Callable[[int], None] | None:
         """Prepare ``c = a @ b + bias``, with ReLU on top or not.
 
@@ -157,18 +164,21 @@ class Blas:
             One of COMPUTE; float64 is always exact.
         bias : int
             The address of as many numbers as `c` has columns; 0 for none.
+        rank : int, below CANDIDATES
+            By which algorithm, in the order in which the library expects them to be fast.
 
         Returns
         -------
         callable or None
-            Given a stream, it launches the product. None where the library cannot add a bias or apply ReLU here.
+            Given a stream, it launches the product. None where the library has no algorithm of this rank; a plain
+            product of rank 0 is always there.
         """
         compute = COMPUTE_64F if dtype == np.float64 else compute
         product = matrices, dtype, workspace, transpose_a, transpose_b, compute
-        fused = _Product(self, *product, bias, relu)
-        if fused.algorithm is not None:
-            return fused
-        return None if bias or relu else self._classic(*product)
+        prepared = _Product(self, *product, bias, relu, rank)
+        if prepared.algorithm is not None:
+            return prepared
+        return None if bias or relu or rank else self._classic(*product)
 
     def _classic(
         self,
@@ -195,7 +205,7 @@ class Blas:
 
         return launch
 
-    def algorithm(self, key: Any, find: Callable[[], Algorithm | None]) -> Algorithm | None:
+    def algorithms(self, key: Any, find: Callable[[], list[Algorithm]]) -> list[Algorithm]:
         if key not in self._algorithms:
             self._algorithms[key] = find()
         return self._algorithms[key]
@@ -215,6 +225,7 @@ class _Product:
         compute: int,
         bias: int,
         relu: bool,
+        rank: int,
     ) -> None:
         a, b, c = matrices
         self._blas, self._memory, self._workspace = blas, (b.address, a.address, c.address), workspace
@@ -230,11 +241,11 @@ class _Product:
         }  # fmt: skip
         for attribute, value in numbers.items():
             self._set("MatmulDesc", self._product, attribute, value)
-        # what the library may rely on: the addresses' alignment, up to 256 bytes
-        self._alignments = [min(x & -x, 256) for x in (*self._memory, c.address)]
+        self._alignments = [alignment(x) for x in (*self._memory, c.address)]
         shapes = [(x.rows, x.columns, x.step) for x in (a, b, c)]
         key = dtype, compute, transpose_a, transpose_b, bool(bias), relu, *shapes, *self._alignments
-        self.algorithm = blas.algorithm(key, self._find)
+        algorithms = blas.algorithms(key, self._find)
+        self.algorithm = algorithms[rank] if rank < len(algorithms) else None
 
     def __call__(self, stream: int) -> None:
         (b, a, c), (of_b, of_a, of_c) = self._memory, self._layouts
@@ -256,20 +267,20 @@ class _Product:
     def _set(self, kind: str, where: c_void_p, attribute: int, value: Any) -> None:
         self._blas.call(f"cublasLt{kind}SetAttribute", where, attribute, byref(value), ctypes.sizeof(value))
 
-    def _find(self) -> Algorithm | None:
-        """What the library thinks is fastest; None where it cannot do it."""
+    def _find(self) -> list[Algorithm]:
+        """What the library thinks is fast, the fastest first; nothing where it cannot do it."""
         preference = self._make("MatmulPreference")
         self._set("MatmulPreference", preference, MAX_WORKSPACE_BYTES, c_uint64(WORKSPACE_BYTES))
         for place, alignment in enumerate(self._alignments):
             self._set("MatmulPreference", preference, MIN_ALIGNMENT_A_BYTES + place, c_uint32(alignment))
-        found, count = Algorithm(), c_int()
+        found, count = (Algorithm * CANDIDATES)(), c_int()
         handle, layouts = self._blas.handle("cublasLtCreate"), (*self._layouts, self._layouts[2])
         try:
             self._blas.call(
-                "cublasLtMatmulAlgoGetHeuristic", handle, self._product, *layouts, preference, 1, byref(found),
+                "cublasLtMatmulAlgoGetHeuristic", handle, self._product, *layouts, preference, CANDIDATES, found,
                 byref(count),
             )  # fmt: skip
         except BlasError as error:
             if error.status != NOT_SUPPORTED:
                 raise
-        return found if count.value and not found.state else None
+        return [algorithm for algorithm in found[: count.value] if not algorithm.state]

@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
 
-from .cublaslt import COMPUTE, WORKSPACE_BYTES, Blas, Matrix, load_libraries
+from .cublaslt import CANDIDATES, COMPUTE, WORKSPACE_BYTES, Blas, Matrix, alignment, load_libraries
 from .cupy_sources import KERNELS, source, source_of_parts
 from .engine import Call, Engine, Program, native, real_array
 from .ops import Array, Op
@@ -34,6 +34,7 @@ STEPS_OF_A_GRAPH = 16
 SMALL = 1_000_000  # floating-point operations of a step, up to which one block runs it all
 BLOCK = 32, 16  # that block
 WIDE = 1024  # columns from which a row gets a block instead of a warp
+TELLING = 64  # numbers that would hardly all be rounded alike if they were added up in another order
 HELD_UP = 1.0  # seconds for which the GPU waits at most, while what is timed is launched
 
 
@@ -74,6 +75,7 @@ class CupyEngine(Engine):
         self.precision = precision
         self._blas = Blas(*self.load_blas())
         self._workspaces: dict[int, Array] = {}
+        self._ways: dict[Any, Way] = {}
         self.timing = self  # `compile`, `synchronize`, `device_seconds`: what ``fastbp bench`` tells apart
 
     load_blas = staticmethod(load_libraries)
@@ -123,7 +125,7 @@ class CupyEngine(Engine):
         cupy.cuda.get_current_stream().synchronize()
 
     def compile(self, op: Op, arguments: Sequence[Array]) -> None:
-        """Make ready the kernels that an op takes on these arrays, and do not run it."""
+        """Make ready what an op takes on these arrays, kernels and the choice of products, and do not run it."""
         Graph(self, self.stages(op, arguments, self.empty((ROOM,), np.float64)))
 
     def device_seconds(self, run: Callable[[], object]) -> float:
@@ -158,21 +160,59 @@ class CupyEngine(Engine):
 
     def launches(self, stage: Stage) -> list[Launch]:
         """What runs a stage, on the stream that is current then."""
-        if stage.kernel in PRODUCTS:
-            return PRODUCTS[stage.kernel](self, stage.arrays)
         kernel = KERNELS[stage.kernel]
+        if stage.kernel in PRODUCTS:
+            arrays = {name: stage.arrays[name] for _, name in kernel.parameters}
+            return PRODUCTS[stage.kernel](self, arrays, self.way(stage.kernel, arrays))
         large = [stage.arrays[name] for kind, name in kernel.parameters if kind in ("Matrix", "Vector", "Integers")]
         extent = (large or [np.empty(1)])[-1 if kernel.pattern == "ELEMENTS" else 0].shape
         function = module(kernel.file, float_type([stage])).get_function(stage.kernel)
         values = tuple(by_value(stage.arrays[name], kind) for kind, name in kernel.parameters)
         return [functools.partial(function, *spread(kernel.pattern, extent, most_blocks()), values)]
 
-    def product(self, a: Array, b: Array, c: Array, **options: Any) -> Launch | None:
-        """``c = a @ b``, with the options of `Blas.product`; None where the library cannot do it."""
+    def product(self, a: Array, b: Array, c: Array, way: Way, **options: Any) -> list[Launch]:
+        """``c = a @ b``, with the options of `Blas.product`; nothing where the library cannot do it."""
         workspace, compute = address(self._workspace()), COMPUTE[self.precision]
         matrices = matrix_of(a), matrix_of(b), matrix_of(c)
-        prepared = self._blas.product(matrices, c.dtype, workspace, compute=compute, **options)
-        return prepared and (lambda: prepared(cupy.cuda.get_current_stream().ptr))
+        prepared = self._blas.product(matrices, c.dtype, workspace, compute=compute, rank=way.rank, **options)
+        return [lambda: prepared(cupy.cuda.get_current_stream().ptr)] if prepared else []
+
+    def way(self, kernel: str, arrays: Mapping[str, Array]) -> Way:
+        """How to compute a product on these arrays: the fastest way of those that give the same bits as the first.
+
+        The first is the library's own choice, the same each time. Which is the fastest is measured, once in a process
+        for arrays of one shape, layout and alignment, and the next process may find another. One seed gives the same
+        bits in both, with nothing kept on disk for them to depend on, because a way that adds up in another order, and
+        so rounds differently, does not count.
+        """
+        key = kernel, *((x.shape, x.strides, x.dtype, alignment(address(x))) for x in arrays.values())
+        if key not in self._ways:
+            ways = [way for way in WAYS if PRODUCTS[kernel](self, arrays, way)]
+            if cupy.cuda.get_current_stream().is_capturing():  # when nothing can be timed
+                return ways[0]
+            try:
+                self._ways[key] = self._fastest(kernel, {name: noise_like(x) for name, x in arrays.items()}, ways)
+            except cupy.cuda.memory.OutOfMemoryError:
+                self._ways[key] = ways[0]
+        return self._ways[key]
+
+    def _fastest(self, kernel: str, arrays: Mapping[str, Array], ways: Sequence[Way]) -> Way:
+        """The fastest way on arrays that are there to be overwritten."""
+        *_, output = arrays.values()
+        if output.size < TELLING:
+            return ways[0]
+        launches = {way: PRODUCTS[kernel](self, arrays, way) for way in ways}
+
+        def bits(way: Way) -> Array:
+            run_all(launches[way])
+            return output.view(f"i{output.itemsize}").copy()
+
+        def seconds(way: Way) -> float:
+            run = functools.partial(run_all, launches[way] * 4)
+            return min(self.device_seconds(run) for _ in range(3))
+
+        wanted = bits(ways[0])
+        return min([way for way in ways if (bits(way) == wanted).all()], key=seconds)
 
     def _workspace(self) -> Array:
         """Where products of the current stream work: they follow each other, those of two streams may not."""
@@ -235,8 +275,7 @@ class Graph:
 
     def _launch(self, steps: int) -> None:
         for _ in range(steps):
-            for launch in self._launches:
-                launch()
+            run_all(self._launches)
 
     def _captured(self, steps: int) -> Any:
         """So many steps as one graph, which is launched on the stream that is current then."""
@@ -270,28 +309,36 @@ class InOneBlock:
         self._kernel((1, 1), BLOCK, (by_value(self._table, "Integers"), np.int64(steps)))
 
 
-def dense_forward(engine: CupyEngine, arrays: Mapping[str, Array], relu: bool = False) -> list[Launch]:
+class Way(NamedTuple):
+    """How a product is computed: with what follows it in the same kernel or not, and by which algorithm."""
+
+    fused: bool
+    rank: int
+
+
+WAYS = [Way(fused, rank) for fused in (True, False) for rank in range(CANDIDATES)]
+
+
+# what launches a product in a way; nothing where that way is not there
+
+
+def dense_forward(engine: CupyEngine, arrays: Mapping[str, Array], way: Way, relu: bool = False) -> list[Launch]:
     x, w, b, z = (arrays[name] for name in ("x", "w", "b", "y" if relu else "z"))
-    if fused := engine.product(x, w, z, bias=address(b), relu=relu):
-        return [fused]
+    if way.fused:
+        return engine.product(x, w, z, way, bias=address(b), relu=relu)
     bias = Stage("add_bias_relu" if relu else "add_bias", {"b": b, "z": z})
-    return [*alone(engine.product(x, w, z)), *engine.launches(bias)]
+    return (product := engine.product(x, w, z, way)) and [*product, *engine.launches(bias)]
 
 
-def dense_input_grad(engine: CupyEngine, arrays: Mapping[str, Array]) -> list[Launch]:
-    return alone(engine.product(arrays["dz"], arrays["w"], arrays["dx"], transpose_b=True))
+def dense_input_grad(engine: CupyEngine, arrays: Mapping[str, Array], way: Way) -> list[Launch]:
+    return [] if way.fused else engine.product(arrays["dz"], arrays["w"], arrays["dx"], way, transpose_b=True)
 
 
-def dense_weight_grad(engine: CupyEngine, arrays: Mapping[str, Array]) -> list[Launch]:
-    return alone(engine.product(arrays["x"], arrays["dz"], arrays["dw"], transpose_a=True))
+def dense_weight_grad(engine: CupyEngine, arrays: Mapping[str, Array], way: Way) -> list[Launch]:
+    return [] if way.fused else engine.product(arrays["x"], arrays["dz"], arrays["dw"], way, transpose_a=True)
 
 
-def alone(launch: Launch | None) -> list[Launch]:
-    assert launch is not None  # a product without an epilogue is always there
-    return [launch]
-
-
-PRODUCTS: dict[str, Callable[[CupyEngine, Mapping[str, Array]], list[Launch]]] = {
+PRODUCTS: dict[str, Callable[[CupyEngine, Mapping[str, Array], Way], list[Launch]]] = {
     "dense_forward": dense_forward,
     "dense_relu_forward": functools.partial(dense_forward, relu=True),
     "dense_input_grad": dense_input_grad,
@@ -353,6 +400,21 @@ def spread(pattern: str, extent: tuple[int, ...], most: int) -> tuple[Shape2D, S
 
 def address(x: Any) -> int:
     return int(x.data.ptr)
+
+
+def run_all(launches: Iterable[Launch]) -> None:
+    for launch in launches:
+        launch()
+
+
+def noise_like(x: Array) -> Array:
+    """Random numbers at the strides and the alignment of a matrix."""
+    _, rows, columns, step = matrix_of(x)
+    noise = np.random.Generator(np.random.Philox(0)).standard_normal(65_537)  # a prime, so that no two rows are alike
+    block = cupy.asarray(np.resize(noise.astype(x.dtype), rows * step + 256 // x.itemsize))
+    start = (address(x) - address(block)) % 256 // x.itemsize
+    array: Array = block[start : start + rows * step].reshape(rows, step)[:, :columns]
+    return array
 
 
 def power_of_two(n: int) -> int:

@@ -1,5 +1,6 @@
 // Products on the host behind the functions of cuBLASLt and cuBLAS that cublaslt.py calls, by their documentation:
 // matrices lie column by column, and d = act(op(a) op(b) + bias of each row).
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -14,31 +15,45 @@ struct Product {
     int compute, type;
     std::map<int, int64_t> attributes;
 };
+struct Result {
+    uint64_t algorithm[8];
+    size_t workspace;
+    int state;
+    float waves;
+    int reserved[4];
+};
 enum { TRANSA = 3, TRANSB = 4, EPILOGUE = 7, BIAS_POINTER = 8, RELU = 2, BIAS = 4 };
 enum { INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
 
+// Sums in double precision, or else, `otherwise`, as they come and from the other end, which rounds differently. A bias is
+// added to what was rounded, as a kernel of its own would.
 template <class Real>
 static void multiply(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, Real alpha, const Real *a,
                      int64_t lda, const Real *b, int64_t ldb, Real beta, Real *c, int64_t ldc, const Real *bias,
-                     bool relu)
+                     bool relu, bool otherwise = false)
 {
     std::vector<double> column(m);
     for (int64_t j = 0; j < n; j++) {
         std::fill(column.begin(), column.end(), 0.0);
-        for (int64_t l = 0; l < k; l++) {
+        for (int64_t step = 0; step < k; step++) {
+            int64_t l = otherwise ? k - 1 - step : step;
             double factor = transpose_b ? b[j + l * ldb] : b[l + j * ldb];
-            for (int64_t i = 0; i < m; i++)
+            for (int64_t i = 0; i < m; i++) {
                 column[i] += factor * (transpose_a ? a[l + i * lda] : a[i + l * lda]);
+                column[i] = otherwise ? Real(column[i]) : column[i];
+            }
         }
         for (int64_t i = 0; i < m; i++) {
-            double x = alpha * column[i] + (beta == 0 ? 0 : beta * c[i + j * ldc]) + (bias ? bias[i] : 0);
-            c[i + j * ldc] = relu && x < 0 ? 0 : x;
+            Real x = alpha * column[i] + (beta == 0 ? 0 : beta * c[i + j * ldc]);
+            x += bias ? bias[i] : 0;
+            c[i + j * ldc] = relu && x <= 0 ? 0 : x;
         }
     }
 }
 
 extern "C" {
 int fused_epilogues = 1, any_algorithm = 1; // what this library can do, for tests of what happens if it cannot
+int algorithms = 3;                         // how many it knows with an epilogue, and without; the third rounds otherwise
 
 int cublasLtCreate(void **handle) { return *handle = (void *)1, 0; }
 int cublasCreate_v2(void **handle) { return *handle = (void *)2, 0; }
@@ -68,18 +83,19 @@ int cublasLtMatmulPreferenceSetAttribute(void *, int attribute, const void *, si
 {
     return size == (attribute == 1 ? 8 : 4) ? 0 : INVALID_VALUE;
 }
-int cublasLtMatmulAlgoGetHeuristic(void *, Product *product, Layout *, Layout *, Layout *, Layout *, void *, int,
-                                   void *results, int *count)
+int cublasLtMatmulAlgoGetHeuristic(void *, Product *product, Layout *, Layout *, Layout *, Layout *, void *, int wanted,
+                                   Result *results, int *count)
 {
     bool fused = product->attributes[EPILOGUE] != 1;
-    *count = any_algorithm && (fused_epilogues || !fused);
-    if (*count)
-        memset(results, 0, 96);
+    *count = any_algorithm && (fused_epilogues || !fused) ? std::min(wanted, algorithms) : 0;
+    memset(results, 0, wanted * sizeof(Result));
+    for (int rank = 0; rank < *count; rank++)
+        results[rank].algorithm[0] = rank + (fused ? 0 : 10);
     return *count ? 0 : NOT_SUPPORTED;
 }
 int cublasLtMatmul(void *, Product *product, const void *alpha, const void *a, Layout *of_a, const void *b, Layout *of_b,
-                   const void *beta, const void *c, Layout *of_c, void *d, Layout *of_d, const void *, void *workspace,
-                   size_t, void *)
+                   const void *beta, const void *c, Layout *of_c, void *d, Layout *of_d, const Result *how,
+                   void *workspace, size_t, void *)
 {
     std::map<int, int64_t> &given = product->attributes;
     int ta = given[TRANSA], tb = given[TRANSB];
@@ -87,14 +103,14 @@ int cublasLtMatmul(void *, Product *product, const void *alpha, const void *a, L
     if (c != d || !workspace || of_d->type != product->type || (ta ? of_a->columns : of_a->rows) != of_d->rows ||
         (tb ? of_b->rows : of_b->columns) != of_d->columns || (tb ? of_b->columns : of_b->rows) != k)
         return INVALID_VALUE;
-    bool relu = given[EPILOGUE] & RELU;
+    bool relu = given[EPILOGUE] & RELU, otherwise = how->algorithm[0] % 10 == 2;
     void *bias = given[EPILOGUE] & BIAS ? (void *)given[BIAS_POINTER] : nullptr;
     if (of_d->type == 0)
         multiply(ta, tb, of_d->rows, of_d->columns, k, *(float *)alpha, (float *)a, of_a->step, (float *)b, of_b->step,
-                 *(float *)beta, (float *)d, of_d->step, (float *)bias, relu);
+                 *(float *)beta, (float *)d, of_d->step, (float *)bias, relu, otherwise);
     else
         multiply(ta, tb, of_d->rows, of_d->columns, k, *(double *)alpha, (double *)a, of_a->step, (double *)b,
-                 of_b->step, *(double *)beta, (double *)d, of_d->step, (double *)bias, relu);
+                 of_b->step, *(double *)beta, (double *)d, of_d->step, (double *)bias, relu, otherwise);
     return 0;
 }
 int cublasGemmEx(void *, int ta, int tb, int m, int n, int k, const void *alpha, const void *a, int type, int lda,

@@ -275,6 +275,7 @@ cupy.__dict__.update(
         Event=Event,
         Stream=Stream,
         get_current_stream=lambda: Stream.current,
+        memory=SimpleNamespace(OutOfMemoryError=MemoryError),
         get_elapsed_time=lambda start, end: 1e3 * (end.time - start.time),
     ),
 )
@@ -297,10 +298,12 @@ def engine_module():
 
 
 class Blas:
-    """`blas.cpp`, whose products a stream captures as it does kernels."""
+    """`blas.cpp`, whose products a stream captures as it does kernels; algorithms are counted, and have their times."""
 
     def __init__(self):
         self.library = compiled((HERE / "blas.cpp").read_text(), *OPTIONS)
+        self.ran = collections.Counter()
+        self.seconds = {}
 
     def __getattr__(self, name):
         function = getattr(self.library, name)
@@ -308,9 +311,12 @@ class Blas:
             functools.partial(self.product, name, function) if name in ("cublasLtMatmul", "cublasGemmEx") else function
         )
 
-    @staticmethod
-    def product(name, function, *arguments):
+    def product(self, name, function, *arguments):
+        algorithm = arguments[12].algorithm[0] if name == "cublasLtMatmul" else name
+
         def work():
+            self.ran[algorithm] += 1
+            clock.seconds += self.seconds.get(algorithm, KERNEL_SECONDS)
             if status := function(*arguments):
                 raise RuntimeError(f"{name} returned {status}")
 

@@ -126,6 +126,7 @@ def test_without_what_cublaslt_may_lack(engine, lacking):
     switch = ctypes.c_int.in_dll(engine._blas._libraries["cublasLt"].library, lacking)
     switch.value = 0
     engine._blas._algorithms.clear()
+    engine._ways.clear()
     try:
         for name in ENGINE.PRODUCTS:
             result = keep(engine, OPS[name], "values")
@@ -133,6 +134,7 @@ def test_without_what_cublaslt_may_lack(engine, lacking):
     finally:
         switch.value = 1
         engine._blas._algorithms.clear()
+        engine._ways.clear()
 
 
 # what runs with the address sanitizer: each op on odd shapes, on arrays of exactly their size

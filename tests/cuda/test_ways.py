@@ -1,0 +1,145 @@
+"""How the way to compute a product is chosen, on the stand-in, where an algorithm takes as long as a test says.
+
+Those numbered 0, 1 and 2 have an epilogue, 10, 11 and 12 have none; 2 and 12 round otherwise.
+"""
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from fastbp.kernels.engine import Call
+from fastbp.kernels.ops import OPS
+
+from . import standin
+
+pytestmark = pytest.mark.skipif(standin.COMPILER is None, reason="needs g++")
+
+PLAIN = 10
+US = standin.KERNEL_SECONDS
+
+
+@pytest.fixture
+def blas(engine):
+    return engine._blas._libraries["cublasLt"]
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """The engine, before it has chosen anything."""
+    engine = standin.engine_on_host()
+    blas = engine._blas._libraries["cublasLt"]
+    monkeypatch.setattr(engine, "_ways", {})
+    monkeypatch.setattr(engine._blas, "_algorithms", {})
+    monkeypatch.setattr(blas, "seconds", {})
+    blas.ran.clear()
+    return engine
+
+
+def call_of(engine, name="dense_relu_forward", *, rows=16, inputs=24, outputs=16, dtype=np.float32):
+    """A call of an op on random numbers; its last argument is the output."""
+    op, sizes = OPS[name], {"B": rows, "K": inputs, "N": outputs}
+    given = [engine.asarray(x) for x in op.sample(np.random.default_rng(0), sizes, np.dtype(dtype))]
+    return Call(op, (*given, engine.empty(op.shape(op.outputs[0], sizes), dtype)))
+
+
+def taken(engine, blas, *what, **sizes):
+    """The algorithm that an op takes, once it has been chosen."""
+    call = call_of(engine, *what, **sizes)
+    program = engine.program([call])
+    program.bind()
+    blas.ran.clear()
+    program.run(1)
+    (algorithm,) = blas.ran
+    return algorithm
+
+
+@pytest.mark.parametrize(
+    ("seconds", "op", "fastest"),
+    [
+        ({}, "dense_relu_forward", 0),
+        ({0: 9 * US, 1: 3 * US, 10: 9 * US, 11: 9 * US}, "dense_relu_forward", 1),
+        ({0: 9 * US, 1: 9 * US, 11: 7 * US}, "dense_forward", PLAIN + 0),  # 1 us, and 1 for the bias
+        ({0: 3 * US, 1: 3 * US, 10: 2.5 * US, 11: 2.5 * US}, "dense_forward", 0),
+        ({0: 9 * US, 1: 8 * US, 2: 1 * US, 10: 9 * US, 11: 9 * US, 12: 1 * US}, "dense_relu_forward", 1),
+        ({10: 2 * US, 11: 1 * US}, "dense_input_grad", PLAIN + 1),
+        ({10: 3 * US, 11: 2 * US, 12: 1 * US}, "dense_weight_grad", PLAIN + 1),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_fastest_way_with_the_same_bits_is_taken(engine, blas, seconds, op, fastest, dtype):
+    blas.seconds.update(seconds)
+    assert taken(engine, blas, op, dtype=dtype) == fastest
+
+
+def test_it_is_chosen_once_for_a_shape_and_a_precision(engine, blas):
+    calls = [call_of(engine)]
+    engine.program(calls).bind()
+    assert blas.ran
+    blas.ran.clear()
+    engine.program(calls).bind()
+    assert not blas.ran
+    for other, which in ((engine, [call_of(engine, rows=17)]), (type(engine)("tf32"), calls)):
+        other.program(which).bind()
+        assert blas.ran
+        blas.ran.clear()
+
+
+def test_what_is_fastest_changes_no_bit(engine, blas):
+    *given, _ = call_of(engine).arguments
+    results = []
+    for quick in (0, 1, 2, 10, 11, 12):
+        engine._ways.clear()
+        blas.seconds.update(dict.fromkeys((0, 1, 2, 10, 11, 12), 9 * US) | {quick: US / 2})
+        results.append(engine.dense_relu_forward(*given).tobytes())
+    assert len(set(results)) == 1
+
+
+def test_few_numbers_tell_nothing(engine, blas):
+    blas.seconds.update({0: 9 * US})
+    assert taken(engine, blas, rows=7, outputs=9) == 0
+    assert taken(engine, blas, rows=8, outputs=8) == 1
+
+
+def test_a_users_arrays_are_left_alone(engine, blas):
+    call = call_of(engine, "dense_weight_grad")
+    before = [x.tobytes() for x in call.arguments]
+    engine.program([call]).bind()
+    assert blas.ran and [x.tobytes() for x in call.arguments] == before
+
+
+def test_nothing_is_timed_in_a_capture(engine, blas):
+    program = engine.program([call_of(engine)])
+    with standin.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        program.bind()
+        assert stream.captured == [] and not blas.ran and not engine._ways
+        stream.end_capture()
+
+
+def test_without_memory_to_try_ways_the_first_is_taken(engine, blas, monkeypatch):
+    def full(x):
+        raise MemoryError
+
+    blas.seconds.update({0: 9 * US})
+    monkeypatch.setattr(standin.engine_module(), "noise_like", full)
+    assert taken(engine, blas) == 0
+
+
+@pytest.mark.parametrize(("lacking", "first"), [("fused_epilogues", PLAIN), ("any_algorithm", "cublasGemmEx")])
+def test_what_is_there_is_taken(engine, blas, lacking, first):
+    switch = ctypes.c_int.in_dll(blas.library, lacking)
+    switch.value = 0
+    try:
+        assert taken(engine, blas) == first
+    finally:
+        switch.value = 1
+
+
+def test_noise_lies_as_what_it_stands_for(engine):
+    module = standin.engine_module()
+    x = engine.empty((6, 24), np.float32)[1:, 3:20]
+    noise = module.noise_like(x)
+    assert noise.shape == x.shape and noise.strides == x.strides and noise.dtype == x.dtype
+    assert (noise.data.ptr - x.data.ptr) % 256 == 0
+    assert np.unique(noise.get()).size == noise.size
