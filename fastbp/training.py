@@ -28,7 +28,7 @@ class Data(NamedTuple):
     X: Array
     y: Array
     #: How much each row counts, shape (rows,); None where all count 1.
-    weights: Array | None
+    weights: Array | None = None
 
 
 def batches(data: Data, order: Array, size: int) -> Iterator[Data]:
@@ -59,6 +59,10 @@ class Trainer:
         self._memory: Memory | None = None  # that `_run` looks after
         self._updates: int | None = None  # of the last epoch through batches
         self._data: Data | None = None  # of which `_tables` are
+        self._whole: Data | None = None  # to train on
+        self._room: int | None = None  # for so many rows of it; None for all
+        self._tables: dict[str, Array] = {}
+        self._slots: dict[str, Array] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -67,8 +71,17 @@ class Trainer:
         self._bound.close()
 
     def bind(self, data: Data, batch_size: int) -> None:
-        """Make ready for epochs over `data`: recordings for the model as it is now."""
-        self._replays = self._prepare(data, self._plan(len(data.X), batch_size))
+        """Make ready for epochs over `data`: recordings for the model as it is now.
+
+        Where the engine has no room for all of it, an epoch goes through it by pieces, of whole updates each.
+        """
+        self._batch_size, self._order = batch_size, np.arange(len(data.X))
+        if data is not self._whole:
+            self._bound.close()
+            self._whole, self._data, self._tables, self._slots = data, None, {}, {}  # room for the new tables
+            self._room = self._model.engine.rows_at_a_time(present(data))
+        if self._room is None:
+            self._replays = self._prepare(data, self._plan(len(data.X), batch_size))
 
     def epoch(self, order: Array | None = None, start: float | None = None) -> float:
         """Train for an epoch over what `bind` was given; returns its loss.
@@ -81,9 +94,15 @@ class Trainer:
             When the epoch begins, for a schedule; by default after those in the model's history.
         """
         self._model.memory.start_epoch()
+        start = self._epochs if start is None else start
         if order is not None:
-            self._slots["order"][...] = self._model.engine.asarray(order)
-        self._replay(self._epochs if start is None else start)
+            self._order = order
+        if self._room is not None:
+            self._replay_pieces(start)
+        else:
+            if order is not None:
+                self._slots["order"][...] = self._model.engine.asarray(order)
+            self._replay(start)
         return self._end()
 
     def epoch_through(self, batches: Iterable[Data], count: int | None = None) -> float:
@@ -147,7 +166,7 @@ class Trainer:
             self._tables = {name: engine.table(x) for name, x in tables.items() if x is not None}
         slots = self._tables | {"order": engine.table(np.arange(len(data.X)))}
         if optimizer is not None and optimizer.schedule is not None:
-            slots["rates"] = engine.zeros((sum(n for kind, _, n in plan if kind != "gradients") or 1,), np.float64)
+            slots["rates"] = engine.zeros((updates_of(plan) or 1,), np.float64)
         self._slots = slots
         tapes: dict[tuple[str, int], Tape] = {}
         for kind, batch, _ in plan:
@@ -178,11 +197,36 @@ class Trainer:
         parts = [part for part in (*self._model.walk(), self._loss, self._model.optimizer) if part is not None]
         return self._model.tape(kind, batch, *shapes, record=record, parts=parts)
 
-    def _replay(self, start: float) -> None:
+    def _replay_pieces(self, start: float) -> None:
+        assert self._whole is not None and self._room is not None
+        done, total = 0, updates_of(self._plan(len(self._order), self._batch_size))
+        update = self._batch_size * self._accumulate
+        size = max(update, self._room // update * update)
+        pieces = map(present, batches(self._whole, self._order, size))
+        for piece in self._model.engine.ahead(pieces):
+            self._model.memory.cursor[...] = 0
+            plan = self._plan(len(piece[0]), self._batch_size)
+            self._replays = self._prepare(Data(*piece), plan)
+            self._replay(start, done, total)
+            done += updates_of(plan)
+
+    def _replay(self, start: float, done: int = 0, total: int | None = None) -> None:
+        """Train by the recordings at hand, when `done` of an epoch's `total` updates are done."""
         optimizer = self._model.optimizer
         if "rates" in self._slots and optimizer is not None:
             rates = self._slots["rates"]
-            rates[...] = self._model.engine.asarray(optimizer.rates(start + np.arange(len(rates)) / len(rates)))
+            moments = start + (done + np.arange(len(rates))) / (total or len(rates))
+            rates[...] = self._model.engine.asarray(optimizer.rates(moments))
             self._model.memory.step[...] = 0
         for tape, times in self._replays:
             self._run(tape, times)
+
+
+def present(data: Data) -> list[Array]:
+    """The arrays that there are."""
+    return [x for x in data if x is not None]
+
+
+def updates_of(plan: Sequence[tuple[str, int, int]]) -> int:
+    """How many updates of the weights a plan makes."""
+    return sum(times for kind, _, times in plan if kind != "gradients")

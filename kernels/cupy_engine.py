@@ -8,9 +8,11 @@ by value, as a structure of whole numbers of 64 bits, which its C++ type in `cup
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import cupy
@@ -34,6 +36,7 @@ STEPS_OF_A_GRAPH = 16
 SMALL = 1_000_000  # floating-point operations of a step, up to which one block runs it all
 BLOCK = 32, 16  # that block
 WIDE = 1024  # columns from which a row gets a block instead of a warp
+PIECE_BYTES = 256 << 20  # of tables for which there is no room
 TELLING = 64  # numbers that would hardly all be rounded alike if they were added up in another order
 HELD_UP = 1.0  # seconds for which the GPU waits at most, while what is timed is launched
 
@@ -90,6 +93,31 @@ class CupyEngine(Engine):
     def table(self, x: Any) -> Array:
         array: Array = x if self.owns(x) else cupy.asarray(native(real_array(x)))
         return array
+
+    def rows_at_a_time(self, tables: Sequence[Array]) -> int | None:
+        """All, where they take less than half of the memory that is free: a model needs some, too."""
+        size = sum(x.nbytes for x in tables)
+        if size <= PIECE_BYTES:
+            return None
+        free = cupy.cuda.Device().mem_info[0] + cupy.get_default_memory_pool().free_bytes()
+        return None if 2 * size < free else max(1, PIECE_BYTES * len(tables[0]) // size)
+
+    def ahead(self, pieces: Iterable[Sequence[Array]]) -> Iterator[Sequence[Array]]:
+        """Pieces of tables, each copied to one of two places by a stream of its own while that in the other is used."""
+        coming, places = iter(pieces), itertools.cycle([Place(), Place()])
+        device, stream = cupy.cuda.Device(), cupy.cuda.Stream(non_blocking=True)
+        self.synchronize()  # until what had the memory of these places before is done with it
+
+        def load() -> Sequence[Array] | None:
+            with device:  # of the caller, whose thread this is not
+                piece = next(coming, None)
+                return None if piece is None else next(places).fill([native(x) for x in piece], stream)
+
+        with ThreadPoolExecutor(1) as loader:
+            loaded = loader.submit(load)
+            while (arrays := loaded.result()) is not None:
+                loaded = loader.submit(load)
+                yield arrays
 
     def owns(self, x: Any) -> bool:
         return isinstance(x, cupy.ndarray)
@@ -256,6 +284,25 @@ class Replay:
             self._slots, self._bound = {}, False
 
 
+class Place:
+    """Where pieces of tables lie on the GPU, and memory of the host from which it fetches them by itself."""
+
+    def __init__(self) -> None:
+        self._pairs: list[tuple[Array, Any]] = []
+
+    def fill(self, piece: Sequence[Array], stream: Any) -> list[Array]:
+        """Copy a piece to the GPU; none has more rows than the first."""
+        if not self._pairs:
+            self._pairs = [(pinned(x), cupy.empty(x.shape, x.dtype)) for x in piece]
+        arrays = []
+        for x, (host, array) in zip(piece, self._pairs, strict=True):
+            host[: len(x)] = x
+            array[: len(x)].set(host[: len(x)], stream)
+            arrays.append(array[: len(x)])
+        stream.synchronize()
+        return arrays
+
+
 class Graph:
     """Stages as CUDA graphs of several steps and of one."""
 
@@ -405,6 +452,11 @@ def address(x: Any) -> int:
 def run_all(launches: Iterable[Launch]) -> None:
     for launch in launches:
         launch()
+
+
+def pinned(x: Array) -> Array:
+    """Memory of the host for an array, which the GPU can read while the host does something else."""
+    return np.frombuffer(cupy.cuda.alloc_pinned_memory(x.nbytes), x.dtype, x.size).reshape(x.shape)
 
 
 def noise_like(x: Array) -> Array:

@@ -6,7 +6,7 @@ import difflib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MethodType, ModuleType
 from typing import Any, NamedTuple, Protocol
 
@@ -106,6 +106,14 @@ class Engine(OpCaller):
     def table(self, x: Any) -> Array:
         """A user's table where a replay can read it: here just where it is, at any stride."""
         return native(real_array(x))
+
+    def rows_at_a_time(self, tables: Sequence[Array]) -> int | None:
+        """How many rows of a user's tables there is room for at a time; None for all of them."""
+        return None
+
+    def ahead(self, pieces: Iterable[Sequence[Array]]) -> Iterator[Sequence[Array]]:
+        """Pieces of tables where a replay can read them, each until the next one is asked for."""
+        return ([self.table(x) for x in piece] for piece in pieces)
 
     def owns(self, x: Any) -> bool:
         """Whether `x` is an array of this engine's kind."""

@@ -487,3 +487,23 @@ def test_unwatched_training_goes_through_infinite_losses(engine):
     with model.training(watched=False) as trainer:
         trainer.bind(fastbp.training.Data(X, y, None), 10)
         assert not np.isfinite(trainer.epoch())
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("room", [1, 20, 49])
+def test_tables_for_which_there_is_no_room_train_to_the_same_bits(engine, monkeypatch, accumulate, room):
+    def trained():
+        optimizer = fastbp.Adam(0.01, schedule=fastbp.CosineAnnealingLR(3))
+        model = small_model(engine, dropout=0.2, optimizer=optimizer)
+        weights = np.linspace(0.5, 2, len(X))
+        return state_of(model.fit(X, Y, epochs=2, batch_size=8, sample_weight=weights, accumulate=accumulate))
+
+    def witnessed(self, pieces):
+        return ahead(self, (sizes.append(len(piece[0])) or piece for piece in pieces))
+
+    whole, sizes, ahead = trained(), [], type(engine).ahead
+    monkeypatch.setattr(type(engine), "rows_at_a_time", lambda self, tables: room)
+    monkeypatch.setattr(type(engine), "ahead", witnessed)
+    assert trained() == whole
+    size = max(8 * accumulate, room // (8 * accumulate) * 8 * accumulate)
+    assert sizes == [*[size] * (50 // size), *([50 % size] if 50 % size else [])] * 2

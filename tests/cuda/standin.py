@@ -4,6 +4,7 @@ As strict as CuPy: its arrays are not NumPy's, and mix with them only where they
 """
 
 import collections
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -75,6 +76,11 @@ class ndarray:  # noqa: N801  as CuPy names it
         counted["copies to the host"] += 1
         return self._array.copy("C")
 
+    def set(self, array, stream):
+        """Copy from pinned memory when the stream comes to it: at the latest when somebody waits for that."""
+        assert array.dtype == self.dtype and array.shape == self.shape
+        stream.held.__dict__.setdefault("works", []).append(lambda: self._array.__setitem__(..., array))
+
     def fill(self, value):
         self._array.fill(own(value))
 
@@ -107,6 +113,7 @@ def wrap(x):
 
 
 counted = collections.Counter()  # what waits for a GPU, or takes memory of it
+free = {"device": 10**12, "pool": 0}  # bytes
 
 
 def empty(shape, dtype=float):
@@ -251,6 +258,14 @@ class Stream:
 Stream.current = Stream.null = Stream()
 
 
+class Device(contextlib.nullcontext):
+    attributes = types.MappingProxyType({"MultiProcessorCount": 1})
+
+    @property
+    def mem_info(self):
+        return free["device"], 0
+
+
 class Event:
     def record(self):
         self.stream = Stream.current
@@ -270,8 +285,10 @@ cupy.__dict__.update(
     asnumpy=lambda x: x.get() if isinstance(x, ndarray) else np.asarray(x),
     byte_bounds=lambda x: np.lib.array_utils.byte_bounds(x._array),
     RawModule=RawModule,
+    get_default_memory_pool=lambda: SimpleNamespace(free_bytes=lambda: free["pool"]),
     cuda=SimpleNamespace(
-        Device=lambda: SimpleNamespace(attributes={"MultiProcessorCount": 1}),
+        Device=Device,
+        alloc_pinned_memory=bytearray,
         Event=Event,
         Stream=Stream,
         get_current_stream=lambda: Stream.current,
