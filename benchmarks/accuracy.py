@@ -20,8 +20,8 @@ from fastbp.kernels.engine import Engine
 from fastbp.kernels.ops import Array
 from fastbp.tables import need
 
-from .cases import Row
-from .libraries import AWAKE, LIBRARIES, Task, Trainer, quiet
+from .cases import AWAKE, Row
+from .libraries import LIBRARIES, Task, Trainer, quiet
 from .training import drawn, fastbp_model
 
 __all__ = ["GOALS", "Goal", "check_curves", "contenders", "first_epoch", "reach"]
@@ -166,7 +166,7 @@ def reach(
     for seed in range(seeds):
         for contender, make in who.items():
             found[contender].append(train(goal, make, seed))
-            time.sleep(AWAKE.get(contender, 0.02))
+            time.sleep(AWAKE)
             done()
     curves = {contender: [accuracy for _, accuracy in runs] for contender, runs in found.items()}
     wrong = check_curves(curves, goal)

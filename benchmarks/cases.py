@@ -11,11 +11,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 from .machine import Look, look
 
-__all__ = ["Case", "Key", "Row", "Turn", "key", "measure", "median", "time_group"]
+__all__ = ["AWAKE", "LARGE", "Case", "Key", "Row", "Turn", "key", "measure", "median", "time_group"]
 
 #: A measured case as it stands in the JSON file.
 Row: TypeAlias = "dict[str, Any]"
 Key: TypeAlias = "tuple[str, str, str, str]"
+
+LARGE = 1 << 24  # flops of a matrix product that engines leave to BLAS and its threads
+AWAKE = 0.3  # seconds until BLAS's threads no longer wait for more in a loop; NumPy's and SciPy's each have their own
 
 
 def nothing() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from fastbp.kernels.ops import Array
 
-__all__ = ["AWAKE", "LIBRARIES", "Task", "Trainer", "check_installed", "quiet"]
+__all__ = ["LIBRARIES", "Task", "Trainer", "check_installed", "quiet"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -221,7 +221,6 @@ LIBRARIES: dict[str, Callable[[Task], Trainer]] = {
     "sklearn": BySklearn,
 }
 PACKAGE = {"torch.compile": "torch", "sklearn": "scikit-learn"}
-AWAKE = {"torch": 0.2, "torch.compile": 0.2, "jax": 0.2, "sklearn": 0.1}  # seconds
 
 
 def check_installed(name: str) -> None:

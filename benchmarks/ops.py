@@ -20,7 +20,7 @@ from fastbp.kernels.formulas import FORMULAS
 from fastbp.kernels.ops import OPS, Array, Op
 
 from . import notebook_ops
-from .cases import Case, Turn
+from .cases import AWAKE, LARGE, Case, Turn
 from .devices import phases, synchronize, timing_of
 
 __all__ = ["SIZES", "op_cases"]
@@ -31,7 +31,6 @@ SIZES = {
     "large": {"B": 512, "K": 512, "N": 256, "M": 20_000, "P": 2_000_000},
 }
 EMPTYING = {"l2_loss"}
-AWAKE = 0.01  # seconds for which the threads of a matrix product wait for the next one
 
 Calls: TypeAlias = "Callable[[Engine, Sequence[Array]], list[Call]]"
 
@@ -219,6 +218,6 @@ def op_case(op: Op, who: str, attempt: Attempt, size: str, dtype: str, engines: 
         flops=op.flops(sizes),
         bytes=op.bytes(sizes | touched, np.dtype(dtype)),
         most=most,
-        awake=AWAKE if "K" in sizes and op.flops(sizes) > 1e6 else 0.0,
+        awake=AWAKE if "K" in sizes and op.flops(sizes) >= LARGE else 0.0,
         phases=device_phases if timing else None,
     )  # fmt: skip

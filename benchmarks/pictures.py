@@ -112,7 +112,7 @@ def draw_roofline(rows: Sequence[Row], report: Report) -> Figure:
     for size, speed in (max(roofs.copies, key=lambda copy: copy[1]), roofs.copies[-1]):
         xs = [left, peak / speed, max(right, peak / speed)]
         axes.loglog(xs, [min(peak, speed * x) / 1e9 for x in xs], color="#555", lw=1)
-        label = f" {speed / 1e9:.0f} GB/s, a copy of {size / 2**20:.2g} MiB"
+        label = f" {speed / 1e9:.0f} GB/s, a copy of {size / 2**20:.3g} MiB"
         axes.annotate(label, (left, speed * left / 1e9), fontsize=8, color="#555", va="bottom")
     axes.annotate(
         f"{peak / 1e9:.0f} GFLOP/s, a product of large matrices",
@@ -162,7 +162,7 @@ def draw_steps(rows: Sequence[Row]) -> Figure:
         axes.set_xscale("log")
         axes.set_xlim(0.5, 2.5 * max(times))
         axes.set_title(
-            f"{rivals[0]['name']}\nbatch {rivals[0]['sizes']['batch']}, {1e6 * least:,.1f} us", fontsize=8, loc="left"
+            f"{rivals[0]['name']}\nbatch {rivals[0]['sizes']['batch']}, {1e6 * least:,.1f} us", fontsize=7, loc="left"
         )
         axes.tick_params(labelsize=7)
         axes.minorticks_off()

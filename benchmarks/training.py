@@ -17,8 +17,8 @@ import fastbp
 from fastbp.kernels.engine import Engine
 from fastbp.kernels.ops import Array
 
-from .cases import Case, Turn
-from .libraries import AWAKE, LIBRARIES, Task, quiet
+from .cases import AWAKE, LARGE, Case, Turn
+from .libraries import LIBRARIES, Task, quiet
 
 __all__ = ["EPOCHS", "NETWORKS", "contenders", "training_cases"]
 
@@ -207,5 +207,5 @@ def training_case(suite: str, network: str, who: str, prepare: Prepare, epochs: 
         flops=flops * many,
         bytes=traffic * many,
         parts=epochs * steps if suite == "steps" else 1,
-        awake=AWAKE.get(who, 0.02),
+        awake=AWAKE if who in LIBRARIES or 2 * batch * max(multiplied) >= LARGE else 0.02,
     )  # fmt: skip

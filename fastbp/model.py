@@ -510,7 +510,8 @@ class Sequential(Network):
                 piece = dense(X[start : start + PREDICT_ROWS])
                 record = partial(record_forward, self, rows=piece.shape[0], features=piece.shape[1], loss=loss)
                 tape = self.tape("forward", *piece.shape, record=record, parts=parts)
-                with tape.bound():
+                with tape.lock:
+                    tape.bind()
                     tape.memory["X"][...] = self.engine.asarray(piece)
                     tape.run()
                     outputs.append(self.engine.asnumpy(tape.memory["outputs"]).copy())

@@ -307,6 +307,8 @@ class Network:
         elif optimizer is not None and trained != self._trained:
             optimizer.forget()  # its moments belong to other parameters
         self._layers, self._optimizer, self._trained = layers, optimizer, trained
+        #: How many features X must have; None where no layer says so.
+        self._features = next((layer.features for layer in layers if layer.features is not None), None)
         self._gather()
 
     def _gather(self) -> None:
@@ -341,11 +343,6 @@ class Network:
         table = as_features(X, self._features, name, self.dtype)
         self.layers[0].check_rows(table, name)
         return table
-
-    @property
-    def _features(self) -> int | None:
-        """How many features X must have; None where no layer says so."""
-        return next((layer.features for layer in self.layers if layer.features is not None), None)
 
 
 def _check_kind(name: str, value: Any, kind: type) -> None:

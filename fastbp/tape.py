@@ -165,11 +165,15 @@ class Tape:
         self.lock = threading.Lock()
         self._program = engine.program(calls)
 
+    def bind(self, **slots: Array) -> None:
+        """Put arrays into the slots, where there are any."""
+        self._program.bind(**slots)
+
     @contextlib.contextmanager
     def bound(self, **slots: Array) -> Iterator[None]:
         """Put arrays into the slots for a ``with`` block, which is this thread's alone."""
         with self.lock:
-            self._program.bind(**slots)
+            self.bind(**slots)
             try:
                 yield
             finally:
