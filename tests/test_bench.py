@@ -401,7 +401,7 @@ def test_the_command_measures_and_reports(calm, capsys, tmp_path):
     how = ["--engines", "numpy", "--repeats", "2", "--pictures", str(tmp_path / "pictures")]
     code = main(["bench", *what.split(), *how, "--json", where["json"], "--html", where["html"]])
     out = capsys.readouterr().out
-    assert code == 0
+    assert code == 0, out
     for text in ("Ops, float32", "Several ways to one result", "A training step", "An epoch", "a CPU", "GEMMs alone"):
         assert text in out
     about = json.loads((tmp_path / "a.json").read_text())
