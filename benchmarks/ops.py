@@ -211,7 +211,8 @@ def op_case(op: Op, who: str, attempt: Attempt, size: str, dtype: str, engines: 
     def device_phases() -> dict[str, float]:
         assert timing is not None
         calls = max(1, min(20, most // 2 - 1))  # twice, after two others
-        return phases(engines[who], timing, op, problem(op.name, size, dtype).inputs, sizes, calls)
+        inputs = [x.copy() for x in problem(op.name, size, dtype).inputs]  # calls update some, which others still need
+        return phases(engines[who], timing, op, inputs, sizes, calls)
 
     return Case(
         "ops", op.name, who, prepare, check, size, dtype, sizes,

@@ -14,7 +14,7 @@ from fastbp.__main__ import main
 from fastbp.benchmarks import devices, faces, machine, report
 from fastbp.benchmarks.cases import Case, Turn, calls_in, measure, time_group
 from fastbp.benchmarks.machine import Look, Roofs, attainable
-from fastbp.benchmarks.ops import SIZES, op_cases
+from fastbp.benchmarks.ops import SIZES, op_cases, problem
 from fastbp.kernels import numpy_engine
 from fastbp.kernels.numpy_engine import NumpyEngine
 from fastbp.kernels.ops import OPS
@@ -370,7 +370,11 @@ def test_an_op_on_a_device_is_waited_for_and_has_its_phases(clock, monkeypatch, 
     monkeypatch.setattr("fastbp.benchmarks.cases.look", lambda: Look(None, 1.0))
     engine = OnDevice(clock)
     cases = [case for case in op_cases([op], [engine], [size], ["float32"]) if case.who == "fake"]
+    shared = problem(op, size, "float32").inputs  # by all who compute this op
+    before = [x.copy() for x in shared]
     rows, _ = measure(cases, 2, 0.01)
+    for mine, x in zip(before, shared, strict=True):
+        np.testing.assert_array_equal(x, mine)
     assert rows[0]["seconds"] == pytest.approx([2.01, 2.01], rel=0.01)
     assert set(rows[0]["phases"]) == {"transfer", "compile", "first call", "launch", "device"}
     about = {
