@@ -318,12 +318,12 @@ class Blas:
     """`blas.cpp`, whose products a stream captures as it does kernels; algorithms are counted, and have their times."""
 
     def __init__(self):
-        self.library = compiled((HERE / "blas.cpp").read_text(), *OPTIONS)
+        self.loaded = compiled((HERE / "blas.cpp").read_text(), *OPTIONS)
         self.ran = collections.Counter()
         self.seconds = {}
 
     def __getattr__(self, name):
-        function = getattr(self.library, name)
+        function = getattr(self.loaded, name)
         return (
             functools.partial(self.product, name, function) if name in ("cublasLtMatmul", "cublasGemmEx") else function
         )

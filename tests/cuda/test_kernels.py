@@ -123,7 +123,7 @@ def test_an_argument_of_the_wrong_size_is_found(engine, monkeypatch):
 @pytest.mark.parametrize("lacking", ["fused_epilogues", "any_algorithm"])
 def test_without_what_cublaslt_may_lack(engine, lacking):
     """Products without epilogues, and then by cublasGemmEx."""
-    switch = ctypes.c_int.in_dll(engine._blas._libraries["cublasLt"].library, lacking)
+    switch = ctypes.c_int.in_dll(engine._blas._libraries["cublasLt"].loaded, lacking)
     switch.value = 0
     engine._blas._algorithms.clear()
     engine._ways.clear()

@@ -128,7 +128,7 @@ def test_without_memory_to_try_ways_the_first_is_taken(engine, blas, monkeypatch
 
 @pytest.mark.parametrize(("lacking", "first"), [("fused_epilogues", PLAIN), ("any_algorithm", "cublasGemmEx")])
 def test_what_is_there_is_taken(engine, blas, lacking, first):
-    switch = ctypes.c_int.in_dll(blas.library, lacking)
+    switch = ctypes.c_int.in_dll(blas.loaded, lacking)
     switch.value = 0
     try:
         assert taken(engine, blas) == first
