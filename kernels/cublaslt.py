@@ -104,6 +104,17 @@ def load_libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
     return ctypes.CDLL(paths[0]), ctypes.CDLL(paths[1])
 
 
+class Problem(NamedTuple):
+    """A product of matrices on fixed memory, however it is computed."""
+
+    matrices: tuple[Matrix, Matrix, Matrix]
+    dtype: np.dtype[Any]
+    workspace: int
+    transpose_a: bool
+    transpose_b: bool
+    compute: int
+
+
 def alignment(address: int) -> int:
     """What the library may rely on: the power of two that divides an address, up to 256 bytes."""
     return min(address & -address, 256)
@@ -174,22 +185,14 @@ class Blas:
             product of rank 0 is always there.
         """
         compute = COMPUTE_64F if dtype == np.float64 else compute
-        product = matrices, dtype, workspace, transpose_a, transpose_b, compute
-        prepared = _Product(self, *product, bias, relu, rank)
+        problem = Problem(matrices, dtype, workspace, transpose_a, transpose_b, compute)
+        prepared = _Product(self, problem, bias, relu, rank)
         if prepared.algorithm is not None:
             return prepared
-        return None if bias or relu or rank else self._classic(*product)
+        return None if bias or relu or rank else self._classic(problem)
 
-    def _classic(
-        self,
-        matrices: tuple[Matrix, Matrix, Matrix],
-        dtype: np.dtype[Any],
-        workspace: int,
-        transpose_a: bool,
-        transpose_b: bool,
-        compute: int,
-    ) -> Callable[[int], None]:
-        a, b, c = matrices
+    def _classic(self, problem: Problem) -> Callable[[int], None]:
+        (a, b, c), dtype, workspace, transpose_a, transpose_b, compute = problem
         handle, kind = self.handle("cublasCreate_v2"), TYPES[dtype.name]
         one, zero = np.ones(1, dtype), np.zeros(1, dtype)
         inner = a.rows if transpose_a else a.columns
@@ -214,20 +217,8 @@ class Blas:
 class _Product:
     """A product on fixed memory; it owns its descriptors."""
 
-    def __init__(
-        self,
-        blas: Blas,
-        matrices: tuple[Matrix, Matrix, Matrix],
-        dtype: np.dtype[Any],
-        workspace: int,
-        transpose_a: bool,
-        transpose_b: bool,
-        compute: int,
-        bias: int,
-        relu: bool,
-        rank: int,
-    ) -> None:
-        a, b, c = matrices
+    def __init__(self, blas: Blas, problem: Problem, bias: int, relu: bool, rank: int) -> None:
+        (a, b, c), dtype, workspace, transpose_a, transpose_b, compute = problem
         self._blas, self._memory, self._workspace = blas, (b.address, a.address, c.address), workspace
         self._made: list[tuple[str, c_void_p]] = []
         kind = TYPES[dtype.name]

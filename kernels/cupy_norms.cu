@@ -37,18 +37,24 @@ ROWS layer_norm_input_grad(Matrix dy, Matrix w, Matrix normal, Doubles scale, Ma
     }
 }
 
+// Column j's gradients by weight and bias, which all threads of the column get.
+__device__ static void weight_grads(Index j, Matrix dy, Matrix normal, Matrix dw, Matrix db, Real &weight, Real &bias)
+{
+    ALONG_COLUMN(i, j, dy) {
+        weight += dy(i, j) * normal(i, j);
+        bias += dy(i, j);
+    }
+    weight = over_column(weight);
+    bias = over_column(bias);
+    if (j < dy.columns)
+        dw(0, j) = weight, db(0, j) = bias;
+}
+
 COLUMNS layer_norm_weight_grads(Matrix dy, Matrix normal, Matrix dw, Matrix db)
 {
     EACH_COLUMN(j, dy.columns) {
         Real weight = 0, bias = 0;
-        ALONG_COLUMN(i, j, dy) {
-            weight += dy(i, j) * normal(i, j);
-            bias += dy(i, j);
-        }
-        weight = over_column(weight);
-        bias = over_column(bias);
-        if (j < dy.columns)
-            dw(0, j) = weight, db(0, j) = bias;
+        weight_grads(j, dy, normal, dw, db, weight, bias);
     }
 }
 
@@ -91,14 +97,7 @@ COLUMNS batch_norm_backward(Matrix dy, Matrix w, Matrix normal, Doubles scale, D
 {
     EACH_COLUMN(j, dy.columns) {
         Real weight = 0, bias = 0;
-        ALONG_COLUMN(i, j, dy) {
-            weight += dy(i, j) * normal(i, j);
-            bias += dy(i, j);
-        }
-        weight = over_column(weight);
-        bias = over_column(bias);
-        if (j < dy.columns)
-            dw(0, j) = weight, db(0, j) = bias;
+        weight_grads(j, dy, normal, dw, db, weight, bias);
         ALONG_COLUMN(i, j, dy) {
             Real shared = by_batch[0] ? (bias + normal(i, j) * weight) / dy.rows : 0;
             dx(i, j) = (dy(i, j) - shared) * (w(0, j) * Real(scale[j]));

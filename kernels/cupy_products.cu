@@ -1,23 +1,25 @@
 // Matrix products of small networks, a thread for each element; see cupy_math.cu. Larger ones are left to cuBLAS.
 
+// What neuron j makes of row i.
+__device__ static Real neuron(Index i, Index j, Matrix x, Matrix w, Matrix b)
+{
+    Real sum = 0;
+    for (Index k = 0; k < x.columns; k++)
+        sum += x(i, k) * w(k, j);
+    return sum + b(0, j);
+}
+
 ELEMENTS dense_forward(Matrix x, Matrix w, Matrix b, Matrix z)
 {
-    EACH_ELEMENT(i, j, z) {
-        Real sum = 0;
-        for (Index k = 0; k < x.columns; k++)
-            sum += x(i, k) * w(k, j);
-        z(i, j) = sum + b(0, j);
-    }
+    EACH_ELEMENT(i, j, z)
+        z(i, j) = neuron(i, j, x, w, b);
 }
 
 ELEMENTS dense_relu_forward(Matrix x, Matrix w, Matrix b, Matrix y)
 {
     EACH_ELEMENT(i, j, y) {
-        Real sum = 0;
-        for (Index k = 0; k < x.columns; k++)
-            sum += x(i, k) * w(k, j);
-        sum += b(0, j);
-        y(i, j) = sum <= 0 ? 0 : sum;
+        Real z = neuron(i, j, x, w, b);
+        y(i, j) = z <= 0 ? 0 : z;
     }
 }
 
