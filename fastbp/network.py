@@ -282,7 +282,7 @@ class Network:
 
     def _assemble_alone(self, layers: Sequence[Layer], optimizer: Optimizer | None) -> None:
         layers = as_tuple(layers, "layers", "layers")
-        _check_stack(layers)
+        features = _check_stack(layers)
         _check_kind("optimizer", optimizer, Optimizer)
         for part in (*(x for layer in layers for _, x in layer.walk()), optimizer):
             if part is not None and part.owner not in (None, self):
@@ -307,8 +307,7 @@ class Network:
         elif optimizer is not None and trained != self._trained:
             optimizer.forget()  # its moments belong to other parameters
         self._layers, self._optimizer, self._trained = layers, optimizer, trained
-        #: How many features X must have; None where no layer says so.
-        self._features = next((layer.features for layer in layers if layer.features is not None), None)
+        self._features = features
         self._gather()
 
     def _gather(self) -> None:
@@ -350,7 +349,8 @@ def _check_kind(name: str, value: Any, kind: type) -> None:
         raise TypeError(f"{name} must be a fastbp {kind.__name__}, got {value!r}")
 
 
-def _check_stack(layers: tuple[Layer, ...]) -> None:
+def _check_stack(layers: tuple[Layer, ...]) -> int | None:
+    """How many features the layers take; None where none says so."""
     if not layers:
         raise ValueError("layers must hold at least one layer")
     seen: set[int] = set()
@@ -361,7 +361,9 @@ def _check_stack(layers: tuple[Layer, ...]) -> None:
             if id(inner) in seen:
                 raise ValueError(f"{path.rstrip('.')}, {inner!r}, stands in the model twice")
             seen.add(id(inner))
-    width = next((layer.features for layer in layers if layer.features is not None), None)
-    if width is not None:
+    features = next((layer.features for layer in layers if layer.features is not None), None)
+    if features is not None:
+        width = features
         for layer in layers:
             width = layer.width(width)
+    return features
