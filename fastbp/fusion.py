@@ -73,6 +73,7 @@ RULES = tuple(
             "dense_bias_grad dz -> db; sgd b db lr => dense_bias_sgd dz b lr",
             "classifier_grads x w b t total -> dz dx db; dense_bias_sgd dz b lr; dense_weight_sgd x dz w lr"
             " => classifier_sgd x w b t total lr -> dx db",
+            "dense_relu_grads dz w x -> dx db; dense_weight_sgd x dz w lr => dense_relu_sgd x dz w lr -> dx db",
         ],
     )
 )

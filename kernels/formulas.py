@@ -47,6 +47,11 @@ def relu_input_grad(dz: Array, w: Array, y: Array) -> tuple[Array, ...]:
     return (np.where(y <= 0, 0, product(dz, w.T)),)
 
 
+def relu_grads(dz: Array, w: Array, y: Array) -> tuple[Array, ...]:
+    (dx,) = relu_input_grad(dz, w, y)
+    return dx, dx.sum(0)[None]
+
+
 def grads_through(name: str) -> Callable[..., tuple[Array, ...]]:
     """Input gradient, activation backward and bias gradient in a row."""
 
@@ -172,8 +177,7 @@ def elementwise(cost: Callable[..., Array], slope: Callable[..., Array]) -> Call
 
 def classifier_grads(x: Array, w: Array, b: Array, t: Array, total: Array) -> tuple[Array, ...]:
     total, dz = softmax_cross_entropy(product(x, w) + b, t, total)
-    (dx,) = relu_input_grad(dz, w, x)
-    return total, dz, dx, dx.sum(0)[None]
+    return total, dz, *relu_grads(dz, w, x)
 
 
 def classifier_sgd(x: Array, w: Array, b: Array, t: Array, total: Array, lr: Array) -> tuple[Array, ...]:
@@ -324,9 +328,10 @@ FORMULAS: dict[str, Callable[..., tuple[Array, ...]]] = {
     ),
     "dense_relu_forward": lambda x, w, b: (np.maximum(product(x, w) + b, 0),),
     "dense_relu_input_grad": relu_input_grad,
-    "dense_relu_grads": lambda dz, w, y: (relu_input_grad(dz, w, y)[0], relu_input_grad(dz, w, y)[0].sum(0)[None]),
+    "dense_relu_grads": relu_grads,
     **{f"dense_{name}_grads": grads_through(name) for name in ("leaky_relu", "elu", "tanh", "sigmoid")},
     "dense_weight_sgd": lambda x, dz, w, lr: (w - lr * product(x.T, dz),),
+    "dense_relu_sgd": lambda x, dz, w, lr: (w - lr * product(x.T, dz), *relu_grads(dz, w, x)),
     "dense_bias_sgd": lambda dz, b, lr: (b - lr * dz.sum(0),),
     "dense_softmax_cross_entropy": lambda x, w, b, *targets: softmax_cross_entropy(product(x, w) + b, *targets),
     "classifier_grads": classifier_grads,

@@ -10,11 +10,11 @@ from .numba_losses import cross_entropy_by_class, softmax_cross_entropy_of
 from .numba_math import FAST
 from .numba_products import (
     SLOPES,
-    backward_of_few,
-    is_few,
+    by_columns,
     is_narrow,
     is_narrow_product,
     is_small,
+    narrow_backward,
     narrow_forward,
     product,
     room,
@@ -37,7 +37,12 @@ def dense_relu_input_grad(dz: Array, w: Array, y: Array, dx: Array, scratch: Arr
 
 
 def dense_relu_grads(dz: Array, w: Array, y: Array, dx: Array, db: Array, scratch: Array) -> None:
-    relu_grads(dz, w, y, 0, dx, db, scratch)
+    if is_narrow(dz) and is_small(dz, w.T):
+        db[:] = 0
+        dzt, wt = narrow(dz, w, scratch)
+        narrow_backward(dzt, wt, y, dx, db, None)
+    else:
+        relu_grads(dz, w, y, 0, dx, db, scratch)
 
 
 def dense_leaky_relu_grads(
@@ -56,6 +61,18 @@ def dense_tanh_grads(dz: Array, w: Array, y: Array, dx: Array, db: Array, scratc
 
 def dense_sigmoid_grads(dz: Array, w: Array, y: Array, dx: Array, db: Array, scratch: Array) -> None:
     sigmoid_grads(dz, w, y, 0, dx, db, scratch)
+
+
+def dense_relu_sgd(x: Array, dz: Array, w: Array, lr: Array, dx: Array, db: Array, scratch: Array) -> None:
+    rate = w.dtype.type(lr[0])
+    if is_narrow(dz) and is_small(dz, w.T):
+        db[:] = 0
+        dzt, wt = narrow(dz, w, scratch)
+        narrow_backward(dzt, wt, x, dx, db, rate)
+        transpose(wt, w)
+    else:
+        relu_grads(dz, w, x, 0, dx, db, scratch)
+        product(x.T, dz, w, rate=rate)
 
 
 def dense_weight_sgd(x: Array, dz: Array, w: Array, lr: Array, scratch: Array) -> None:
@@ -94,10 +111,7 @@ def classifier_grads(
         dzt, wt = narrow_forward(x, w, b, scratch)
         cross_entropy_by_class(dzt, t, total)
         transpose(dzt, dz)
-        if is_few(w):
-            backward_of_few(dzt, wt, x, dx, db, None)
-        else:
-            product(dzt.T, wt, dx, mask=x, sums=db)
+        narrow_backward(dzt, wt, x, dx, db, None)
     else:
         wide_classifier(x, w, b, t, total, dz, dx, db, scratch)
 
@@ -110,11 +124,7 @@ def classifier_sgd(
     if is_narrow_product(x, w):
         dzt, wt = narrow_forward(x, w, b, scratch)
         cross_entropy_by_class(dzt, t, total)
-        if is_few(w):
-            backward_of_few(dzt, wt, x, dx, db, rate)
-        else:
-            product(dzt.T, wt, dx, mask=x, sums=db)
-            product(dzt, x, wt, rate=rate)
+        narrow_backward(dzt, wt, x, dx, db, rate)
         transpose(wt, w)
         for j in range(w.shape[1]):
             db_j = b.dtype.type(0)
@@ -145,6 +155,15 @@ def grads_through(slope: int) -> Any:
 
 
 relu_grads, leaky_relu_grads, elu_grads, tanh_grads, sigmoid_grads = map(grads_through, range(len(SLOPES)))
+
+
+@njit(**FAST)
+def narrow(dz: Array, w: Array, scratch: Array) -> Any:
+    """Both transposed, in scratch."""
+    dzt, rest = by_columns(scratch, dz.shape[0], dz.shape[1])
+    transpose(dz, dzt)
+    wt, _ = transposed(w, rest)
+    return dzt, wt
 
 
 @njit(**FAST)

@@ -20,13 +20,12 @@ from .ops import Array
 
 __all__ = [
     "SLOPES",
-    "backward_of_few",
     "by_columns",
     "copy_row",
-    "is_few",
     "is_narrow",
     "is_narrow_product",
     "is_small",
+    "narrow_backward",
     "narrow_forward",
     "narrow_product",
     "prefetch_row",
@@ -150,10 +149,9 @@ def product(
         def tile(rows: Any, columns: Any, lanes: Any = None) -> Any:
             """All terms of rows x columns of vectors, in registers."""
             spots = [(r, s) for r in range(len(rows)) for s in range(len(columns))]
-            copies = [
-                {spot: cgutils.alloca_once(builder, v.type) for spot in spots}
-                for _ in range(-(-IN_FLIGHT // len(spots)))
-            ]
+            # a tile of several columns keeps enough in flight, and one sum each leaves it the registers
+            many = 1 if a_at and len(columns) > 1 else -(-IN_FLIGHT // len(spots))
+            copies = [{spot: cgutils.alloca_once(builder, v.type) for spot in spots} for _ in range(many)]
             for copy in copies:
                 for r, s in spots:
                     builder.store(start(columns[s], lanes) if copy is copies[0] else v.zero, copy[r, s])
@@ -198,7 +196,7 @@ def product(
             with builder.if_then(three):
                 strip([v.plus(whole, r) for r in range(3)], (4, 2))
             with v.each(builder.select(three, v.plus(whole, 3), whole), m, 2) as (i, _):
-                strip([i, v.least(v.plus(i, 1), last)], (6, 2))  # the last one twice, where there is no other
+                strip([i, v.least(v.plus(i, 1), last)])  # the last one twice, where there is no other
 
         def by_blas() -> Any:
             one, none = (ir.Constant(v.element, x) for x in (1.0, 0.0))
@@ -403,12 +401,6 @@ def is_narrow(x: Array) -> Any:
 
 
 @njit(**FAST)
-def is_few(x: Array) -> Any:
-    """Whether x has few columns for `backward_of_few`."""
-    return x.shape[1] <= FEW
-
-
-@njit(**FAST)
 def is_narrow_product(x: Array, w: Array) -> Any:
     """Whether x @ w is small, and narrow as `is_narrow` says."""
     return w.shape[1] < NARROW and x.shape[0] >= VECTOR_BYTES // x.itemsize and is_small(x, w)
@@ -490,3 +482,14 @@ def narrow_forward(x: Array, w: Array, b: Array, scratch: Array) -> Any:
     zt, _ = by_columns(rest, x.shape[0], w.shape[1])
     narrow_product(x, wt, b, zt)
     return zt, wt
+
+
+@njit(**FAST)
+def narrow_backward(dzt: Array, wt: Array, x: Array, dx: Array, db: Array, rate: Any) -> None:
+    """From a layer of few neurons to in front of the ReLU whose output is x, as `backward_of_few` does."""
+    if len(wt) <= FEW:
+        backward_of_few(dzt, wt, x, dx, db, rate)
+    else:
+        product(dzt.T, wt, dx, mask=x, sums=db)
+        if rate is not None:
+            product(dzt, x, wt, rate=rate)

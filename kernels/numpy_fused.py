@@ -31,6 +31,11 @@ def dense_weight_sgd(x: Array, dz: Array, w: Array, lr: Array, scratch: Array) -
     w -= dw
 
 
+def dense_relu_sgd(x: Array, dz: Array, w: Array, lr: Array, dx: Array, db: Array, scratch: Array) -> None:
+    dense_relu_grads(dz, w, x, dx, db, scratch)
+    dense_weight_sgd(x, dz, w, lr, scratch)
+
+
 def dense_bias_sgd(dz: Array, b: Array, lr: Array, scratch: Array) -> None:
     b -= ones(len(dz), scratch) @ dz * b.dtype.type(lr[0])
 

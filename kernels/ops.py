@@ -219,6 +219,13 @@ OPS: dict[str, Op] = {
         Op("dense_weight_sgd", "x:f[B,K] dz:f[B,N] w!:f[K,N] lr:s[1] ->", _product, room=_of_products),
         Op("dense_bias_sgd", "dz:f[B,N] b!:f[1,N] lr:s[1] ->", _per_element(1)),
         Op(
+            "dense_relu_sgd",
+            "x:f[B,K] dz:f[B,N] w!:f[K,N] lr:s[1] -> dx:f[B,K] db:f[1,K]",
+            lambda d: 2 * _product(d),
+            {"x": rectified},
+            room=lambda d: d["B"] * d["N"] + _of_products(d),
+        ),
+        Op(
             "dense_softmax_cross_entropy",
             "x:f[B,K] w:f[K,N] b:f[1,N] t:i[B]<N total!:s[2] -> dz:f[B,N]",
             _product,
