@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 import sys
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,31 +16,13 @@ from .fusion import RULES
 from .kernels.engine import Call, Engine
 from .kernels.formulas import FORMULAS
 from .kernels.op import USUAL, normal
-from .kernels.ops import OPS, Arg, Array, Op
+from .kernels.ops import OPS, Array, Op
 from .progress import Progress
 from .selection import engine as choose_engine
+from .trial import FLOATS, LARGE, MIDDLE, SIZES, TAILS, UNEVEN, Trial, expected, message_of
 
 __all__ = ["PROMISES", "Report", "Result", "check"]
 
-FLOATS = np.dtype(np.float32), np.dtype(np.float64)
-# one row, one column, one class; sizes off and beyond the boundaries of vectors and tiles
-SIZES = [
-    dict(zip("BKNPM", sizes, strict=True))
-    for sizes in [
-        (1, 1, 1, 1, 1),
-        (1, 7, 3, 5, 2),
-        (5, 1, 2, 64, 9),
-        (9, 3, 1, 33, 12),
-        (17, 13, 31, 1000, 50),
-        (19, 21, 3, 40, 19),
-        (64, 33, 10, 255, 64),
-        (33, 64, 129, 7, 33),
-        (70, 36, 2, 65, 80),
-    ]
-]
-MIDDLE, UNEVEN = SIZES[6], SIZES[4]
-LARGE = {"B": 259, "K": 260, "N": 131, "P": 20_000, "M": 5000}
-TAILS = [*range(1, 36), 47, 63, 64, 65]  # whatever may be left over after some tiles of rows and columns
 EDGE = 125  # elements on either side of an array that nobody may write
 WORKING_MEMORY = 16_384  # bytes that a replay may take for a while: less than any matrix of `LARGE`
 
@@ -185,7 +165,7 @@ def _check_op(engine: Engine, op: Op) -> Iterator[Result]:
     try:
         supported = engine.supports(op)
     except Exception as error:
-        yield Result(op.name, "kernel", "failed", message=f"supports: {_said(error)}")
+        yield Result(op.name, "kernel", "failed", message=f"supports: {message_of(error)}")
         return
     if not supported:
         must = choose_engine("numpy").supports(op) and op.name not in {rule.fused.op.name for rule in RULES}
@@ -207,120 +187,8 @@ def keep(engine: Engine, op: Op, promise: str) -> Result:
     try:
         PROMISES[promise](trial)
     except Exception as error:
-        trial.failure = trial.failure or _said(error)
+        trial.failure = trial.failure or message_of(error)
     return Result(op.name, promise, "failed" if trial.failure else "passed", trial.error, trial.failure)
-
-
-class Trial:
-    """One op of one engine, and the worst that was found of it."""
-
-    def __init__(self, engine: Engine, op: Op) -> None:
-        self.engine, self.op = engine, op
-        self.rng = np.random.default_rng(0)
-        self.error = math.nan
-        self.failure = ""
-        self.updated = [arg for arg in op.inputs if arg.inplace]
-        self.function: Callable[..., Any] = getattr(engine, op.name)
-
-    def sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """The sizes of this op's dimensions; letters that `SIZES` does not know are as long as K."""
-        letters = sorted({d for arg in (*self.op.inputs, *self.op.outputs) for d in arg.dims if not d.isdigit()})
-        return {letter: sizes.get(letter, sizes["K"]) for letter in letters}
-
-    def draw(self, sizes: Mapping[str, int], dtype: np.dtype[Any]) -> list[Array]:
-        return self.op.sample(self.rng, self.sizes(sizes), dtype)
-
-    def poisoned(self, sizes: Mapping[str, int], dtype: np.dtype[Any], new: Callable[..., Array]) -> list[Array]:
-        """Outputs that hold NaN, or numbers that no op gives."""
-        arrays = []
-        for arg in self.op.outputs:
-            array = new(self.op.shape(arg, self.sizes(sizes)), arg.dtype(dtype))
-            array[...] = np.nan if arg.dtype(dtype).kind == "f" else 77
-            arrays.append(array)
-        return arrays
-
-    def given(self, arguments: Sequence[Array]) -> list[Array]:
-        """Copies in the engine's memory."""
-        return [self.engine.asarray(array.copy()) for array in arguments]
-
-    def call(self, given: Sequence[Array], out: Sequence[Array] | None = None) -> list[Array]:
-        """What a call updated, then its outputs, as NumPy arrays."""
-        result = self.function(*given, **({"out": tuple(out)} if out else {}))
-        outputs = result if isinstance(result, tuple) else () if result is None else (result,)
-        if len(outputs) != len(self.op.outputs):
-            raise AssertionError(f"{len(outputs)} outputs came back, instead of {len(self.op.outputs)}")
-        return self.written(given, outputs)
-
-    def written(self, given: Sequence[Array], outputs: Sequence[Array]) -> list[Array]:
-        changed = [array for arg, array in zip(self.op.inputs, given, strict=True) if arg.inplace]
-        return [self.engine.asnumpy(array) for array in (*changed, *outputs)]
-
-    def unchanged(self, given: Sequence[Array], before: Sequence[Array], also_updated: bool = False) -> None:
-        for arg, now, then in zip(self.op.inputs, given, before, strict=True):
-            if (also_updated or not arg.inplace) and self.engine.asnumpy(now).tobytes() != then.tobytes():
-                raise AssertionError(f"{arg.name} was changed")
-
-    def compare(self, arguments: Sequence[Array], dtype: np.dtype[Any], **tolerance: Any) -> None:
-        """Call the op, and judge the results."""
-        given = self.given(arguments)
-        actual = self.call(given)
-        self.unchanged(given, arguments)
-        self.judge(actual, expected(self.op, arguments), dtype, arguments, **tolerance)
-
-    def judge(
-        self,
-        actual: Sequence[Array],
-        wanted: Sequence[Array],
-        dtype: np.dtype[Any],
-        arguments: Sequence[Array],
-        floors: Sequence[float] | None = None,
-        slack: Sequence[float] | None = None,
-    ) -> None:
-        """Note how far results are from what they should be, as a share of the tolerance, and the worst of all.
-
-        Errors are relative to an element and to the largest element, or to `floors` where all are small; `slack` is
-        added. What is not finite must stand in the same places.
-        """
-        rtol = self.op.rtol[dtype.itemsize]
-        for i, (arg, x, y) in enumerate(zip((*self.updated, *self.op.outputs), actual, wanted, strict=True)):
-            kind, y = arg.dtype(dtype), np.asarray(y)
-            if x.dtype != kind or x.shape != y.shape:
-                raise AssertionError(f"{arg.name} is {x.dtype} {x.shape}, should be {kind} {y.shape}")
-            if kind.kind == "f":
-                finite = np.isfinite(y)
-                largest = np.abs(y[finite]).max(initial=floors[i] if floors else 0.01)
-                with np.errstate(all="ignore"):
-                    allowed = rtol * (np.abs(y) + largest) + (slack[i] if slack else 0)
-                    errors = np.where(finite, np.abs(x - y) / allowed, np.isfinite(x) * math.inf)
-                errors[np.isnan(errors)] = np.where(finite & (x != y), math.inf, 0)[np.isnan(errors)]
-            else:
-                errors = np.where(x != y, math.inf, 0)
-            worst = np.unravel_index(np.argmax(errors), errors.shape)
-            error = float(errors[worst])
-            if error > 1 and not error <= self.error:
-                place = ", ".join(map(str, worst))
-                shapes = ", ".join(f"{a.name} {b.shape}" for a, b in zip(self.op.inputs, arguments, strict=True))
-                self.failure = (
-                    f"{arg.name}[{place}] is {x[worst]}, should be {y[worst]}, which is {error:.2g} times the "
-                    f"tolerance off ({dtype}, {shapes})"
-                )
-            self.error = error if math.isnan(self.error) else max(error, self.error)
-
-    @contextmanager
-    def refused(self, fault: str, arg: Arg | None, given: Sequence[Array]) -> Iterator[None]:
-        """Expect an error that names op and argument, with nothing changed."""
-        before = [self.engine.asnumpy(array).copy() for array in given]
-        try:
-            yield
-        except (TypeError, ValueError) as error:
-            for name in (self.op.name, arg.name if arg else self.op.name):
-                if not re.search(rf"\b{name}\b", str(error)):
-                    raise AssertionError(f"{fault}: the error should name {name}, it says: {error}") from error
-        except Exception as error:
-            raise AssertionError(f"{fault} should raise TypeError or ValueError, got {_said(error)}") from error
-        else:
-            raise AssertionError(f"{fault} should be refused")
-        self.unchanged(given, before, also_updated=True)
 
 
 def values(trial: Trial) -> None:
@@ -609,7 +477,7 @@ def repeat(trial: Trial) -> None:
                     if [array.tobytes() for array in trial.call(trial.given(drawn[i]))] != first[i]:
                         said.append(f"the same call gave other bits {where}")
             except Exception as error:
-                said.append(f"{where}: {_said(error)}")
+                said.append(f"{where}: {message_of(error)}")
 
         work(0, "the second time", 1)
         threads = [threading.Thread(target=work, args=(i, "beside another thread", 8)) for i in range(2)]
@@ -632,13 +500,6 @@ PROMISES: dict[str, Callable[[Trial], None]] = {
 }
 
 
-def expected(op: Op, arguments: Sequence[Array]) -> list[Array]:
-    """What the formula gives in float64: what is updated in place, then the outputs."""
-    wide = [a.astype(np.float64) if arg.kind in "fa" else a for arg, a in zip(op.inputs, arguments, strict=True)]
-    with np.errstate(all="ignore"):
-        return [np.asarray(array) for array in FORMULAS[op.name](*wide)]
-
-
 def _on_host(engine: Engine) -> bool:
     return isinstance(engine.empty((1,), np.float64), np.ndarray)
 
@@ -646,8 +507,3 @@ def _on_host(engine: Engine) -> bool:
 def _read_only(array: Array) -> Array:
     array.setflags(write=False)
     return array
-
-
-def _said(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, AssertionError) else f"{type(error).__name__}: {text}"

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import fastbp
-from fastbp.conformance import expected, keep
+from fastbp.conformance import keep
 from fastbp.kernels.engine import Call, needs_scratch, scratch_for
 from fastbp.kernels.numpy_engine import NumpyEngine
 from fastbp.kernels.ops import OPS
+from fastbp.trial import expected
 
 REFERENCE = NumpyEngine()
 each_op = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)

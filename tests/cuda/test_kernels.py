@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import fastbp
-from fastbp.conformance import FLOATS, SIZES, Trial, keep
+from fastbp.conformance import keep
 from fastbp.kernels.cupy_sources import KERNELS, SOURCES
 from fastbp.kernels.ops import OPS
+from fastbp.trial import FLOATS, SIZES, Trial
 
 from . import standin
 
@@ -140,7 +141,8 @@ def test_without_what_cublaslt_may_lack(engine, lacking):
 # what runs with the address sanitizer: each op on odd shapes, on arrays of exactly their size
 WITHIN_BOUNDS = """
 import sys
-from fastbp.conformance import FLOATS, SIZES, Trial, keep
+from fastbp.conformance import keep
+from fastbp.trial import FLOATS, SIZES, Trial
 from fastbp.kernels.cupy_sources import SOURCES
 from fastbp.kernels.ops import OPS
 from tests.cuda import standin
