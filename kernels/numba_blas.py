@@ -18,7 +18,7 @@ from numba.np.arrayobj import make_array
 
 from .numba_vectors import BYTES, INT
 
-__all__ = ["NUMPYS", "blas"]
+__all__ = ["BLAS_IS_NUMPYS", "blas"]
 
 
 def numpys_gemm() -> dict[str, int]:
@@ -26,7 +26,7 @@ def numpys_gemm() -> dict[str, int]:
     with contextlib.suppress(ImportError):
         extension = Path(str(importlib.import_module("numpy._core._multiarray_umath").__file__))
         # a library's symbols are those of what it depends on too, except on Windows
-        for path in (extension, *extension.parents[2].glob("numpy.libs/*openblas*.dll")):
+        for path in (extension, *extension.parent.parent.parent.glob("numpy.libs/*openblas*.dll")):
             with contextlib.suppress(OSError, AttributeError):
                 library = ctypes.CDLL(str(path))
                 functions = {kind: getattr(library, f"scipy_{kind}gemm_64_") for kind in "sd"}
@@ -34,12 +34,12 @@ def numpys_gemm() -> dict[str, int]:
     return {}
 
 
-# Kernels in the disk cache call these functions by names, to which each process gives its own addresses.
+# Kernels that a disk cache keeps know these functions by a name, to which each process gives its own address.
 SYMBOL = "fastbp_{}gemm"
-NUMPYS = False  # whether BLAS is NumPy's
-for kind, address in numpys_gemm().items():
-    add_symbol(SYMBOL.format(kind), address)
-    NUMPYS = True
+ADDRESSES = numpys_gemm()
+BLAS_IS_NUMPYS = bool(ADDRESSES)
+for letter, address in ADDRESSES.items():
+    add_symbol(SYMBOL.format(letter), address)
 
 
 def blas(v: Any, operands: Any, alpha: Any, beta: Any) -> Any:
@@ -65,7 +65,7 @@ def blas(v: Any, operands: Any, alpha: Any, beta: Any) -> Any:
     alpha, beta = (v.builder.bitcast(at(x), BYTES) for x in (alpha, beta))
     args = [b_order, a_order, n, m, k, alpha, *b, *a, beta, c_data, c_step]
     kind = "s" if v.size == 4 else "d"
-    if NUMPYS:  # in Fortran's manner: everything by its address, integers of 64 bits
+    if BLAS_IS_NUMPYS:  # in Fortran's manner: everything by its address, integers of 64 bits
         name, result = SYMBOL.format(kind), ir.VoidType()
         args = [x if isinstance(x.type, ir.PointerType) else at(x) for x in args]
     else:

@@ -24,7 +24,7 @@ from numba.np import arrayobj
 
 from . import numba_activations, numba_fused, numba_layers, numba_losses, numba_norms, numba_optim
 from .engine import Call, Engine, Program, kernels_of, needs_scratch, scratch_for
-from .numba_blas import NUMPYS
+from .numba_blas import BLAS_IS_NUMPYS
 from .numba_math import FAST
 from .numba_vectors import VECTOR_BYTES
 from .ops import OPS, Array, Op
@@ -52,7 +52,7 @@ class NumbaEngine(Engine):
         return self.empty((shape[0], -(-shape[1] // step) * step), dtype)[:, : shape[1]]
 
     def load_libraries(self) -> None:
-        if not NUMPYS:
+        if not BLAS_IS_NUMPYS:
             importlib.import_module("scipy.linalg.cython_blas")
 
     def program(self, calls: Sequence[Call]) -> Program:
@@ -133,7 +133,7 @@ def compiled(name: str, kinds: tuple[tuple[str, int, str], ...]) -> int:
 
 KEPT_ALIVE: list[Any] = []
 SOURCES = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("numba_*.py")))
-DIGEST = f"{zlib.crc32(SOURCES, NUMPYS):08x}"
+DIGEST = f"{zlib.crc32(SOURCES, BLAS_IS_NUMPYS):08x}"
 
 
 @functools.cache

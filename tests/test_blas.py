@@ -18,10 +18,10 @@ else:
 import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
-from fastbp.kernels.numba_blas import NUMPYS, blas
+from fastbp.kernels.numba_blas import BLAS_IS_NUMPYS, blas
 from fastbp.kernels.numba_engine import DIGEST, NumbaEngine
 from fastbp.kernels.numba_vectors import Vectors
-if NUMPYS != (whose == "NumPy"):
+if BLAS_IS_NUMPYS != (whose == "NumPy"):
     sys.exit(f"kernels would not call {whose}'s BLAS")
 
 @intrinsic

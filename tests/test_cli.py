@@ -240,9 +240,9 @@ def test_info(capsys):
         assert word in text
     assert re.search(r"numpy +cpu +available", text)
     if re.search(r"numba +cpu +available", text):
-        from fastbp.kernels.numba_blas import NUMPYS
+        from fastbp.kernels.numba_blas import BLAS_IS_NUMPYS
 
-        assert f"engine numba calls that of {'NumPy' if NUMPYS else 'SciPy'}\n" in text
+        assert f"engine numba calls that of {'NumPy' if BLAS_IS_NUMPYS else 'SciPy'}\n" in text
 
 
 def test_info_warns_of_a_pinned_blas(monkeypatch):
