@@ -24,6 +24,7 @@ from numba.np import arrayobj
 
 from . import numba_activations, numba_fused, numba_layers, numba_losses, numba_norms, numba_optim
 from .engine import Call, Engine, Program, kernels_of, needs_scratch, scratch_for
+from .numba_blas import BLAS_IS_NUMPYS
 from .numba_math import FAST
 from .numba_vectors import VECTOR_BYTES
 from .ops import OPS, Array, Op
@@ -51,7 +52,8 @@ class NumbaEngine(Engine):
         return self.empty((shape[0], -(-shape[1] // step) * step), dtype)[:, : shape[1]]
 
     def load_libraries(self) -> None:
-        importlib.import_module("scipy.linalg.cython_blas")
+        if not BLAS_IS_NUMPYS:
+            importlib.import_module("scipy.linalg.cython_blas")
 
     def program(self, calls: Sequence[Call]) -> Program:
         return Table(calls, self.empty(*scratch_for(calls)))
@@ -113,8 +115,9 @@ def compiled(name: str, kinds: tuple[tuple[str, int, str], ...]) -> int:
     if not needs_scratch(kernel, OPS[name]):
         kinds = kinds[:-1]  # the row ends with it all the same
     # Numba's cache tells functions apart by their names, so each needs its own; and it would not see a change in what
-    # a kernel calls from another file, so the digest of all of them belongs to the name. The kernel becomes part of the
-    # function before anything is optimised, so that it profits from what `reader` knows of the arrays.
+    # a kernel calls from another file, so the digest of all of them belongs to the name, and of whose BLAS they call.
+    # The kernel becomes part of the function before anything is optimised, so that it profits from what `reader` knows
+    # of the arrays.
     unique = "_".join([name, *(f"{d}{ndim}{layout}" for d, ndim, layout in kinds), DIGEST])
     arguments = ", ".join(f"arrays[{i}]" for i in range(len(kinds)))
     source = f"def {unique}(row):\n    arrays = arrays_at(row)\n    kernel({arguments})\n"
@@ -129,7 +132,8 @@ def compiled(name: str, kinds: tuple[tuple[str, int, str], ...]) -> int:
 
 
 KEPT_ALIVE: list[Any] = []
-DIGEST = f"{zlib.crc32(b''.join(path.read_bytes() for path in sorted(Path(__file__).parent.glob('numba_*.py')))):08x}"
+SOURCES = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("numba_*.py")))
+DIGEST = f"{zlib.crc32(SOURCES, BLAS_IS_NUMPYS):08x}"
 
 
 @functools.cache

@@ -12,8 +12,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
 
+from .numba_blas import blas
 from .numba_math import FAST
 from .numba_vectors import BYTES, INT, MANY, VECTOR_BYTES, Vectors
 from .ops import Array
@@ -40,30 +40,6 @@ IN_FLIGHT = 8  # sums that must grow side by side to hide the latency of an addi
 BLAS_FROM = 1 << 23  # multiplications from which BLAS is faster, packing and threads included
 NARROW = 16  # columns
 FEW = 4  # columns of a matrix whose transposed rows stay in registers
-
-
-def blas(v: Any, operands: Any, alpha: Any, beta: Any) -> Any:
-    """c = alpha * (a @ b) + beta * c by the BLAS that SciPy brings, for operands a, b, c of (type, value)."""
-
-    def operand(ty: Any, value: Any) -> Any:
-        # BLAS counts columns first, so it sees each array transposed: one stored by rows needs no transposition.
-        array = make_array(ty)(v.context, v.builder, value)
-        shape, strides = (cgutils.unpack_tuple(v.builder, x, 2) for x in (array.shape, array.strides))
-        by_rows = v.builder.icmp_signed("==", strides[1], v.index(v.size))
-        if ty.layout != "A":
-            by_rows = ir.Constant(by_rows.type, ty.layout == "C")
-        order = v.builder.select(by_rows, *(ir.Constant(BYTES.pointee, ord(letter)) for letter in "nt"))
-        step = v.builder.sdiv(v.builder.select(by_rows, *strides), v.index(v.size))
-        least = v.builder.select(by_rows, shape[1], shape[0])  # the stride of an axis of one element may be anything
-        step = v.builder.select(v.builder.icmp_signed("<", step, least), least, step)
-        return *shape, order, v.builder.bitcast(array.data, BYTES), step
-
-    (m, k, a_order, *a), (_, n, b_order, *b), (*_, c_data, c_step) = (operand(*x) for x in operands)
-    alpha, beta = (v.builder.bitcast(cgutils.alloca_once_value(v.builder, x), BYTES) for x in (alpha, beta))
-    kind = ir.Constant(BYTES.pointee, ord("s" if v.size == 4 else "d"))
-    args = [kind, b_order, a_order, n, m, k, alpha, *b, *a, beta, c_data, c_step]
-    function = ir.FunctionType(INT, [x.type for x in args])
-    v.builder.call(cgutils.get_or_insert_function(v.builder.module, function, "numba_xxgemm"), args)
 
 
 def relu_slope(v: Vectors, x: Any, y: Any, _: Any) -> Any:
