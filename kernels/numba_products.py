@@ -37,7 +37,8 @@ __all__ = [
 
 ROWS, WIDTHS = (6, (4, 2)) if MANY else (6, (2,))  # a tile's rows and vectors, whose sums fit in registers
 IN_FLIGHT = 8  # sums that must grow side by side to hide the latency of an addition
-BLAS_FROM = 1 << 23  # multiplications from which BLAS is faster, packing and threads included
+BLAS_FROM = 1 << 23  # multiplications from which BLAS is faster, packing and threads included,
+LARGE = 1 << 16  # or half of that where the matrix on the right takes so many bytes, which the first cache cannot hold
 NARROW = 16  # columns
 FEW = 4  # columns of a matrix whose transposed rows stay in registers
 
@@ -188,11 +189,14 @@ def product(
         elif b.layout == "F":
             by_blas()
         else:
-            size = builder.mul(builder.mul(m, n), terms)
-            with builder.if_else(builder.icmp_signed("<", size, v.index(BLAS_FROM))) as (small, large):
-                with small:
+            right = builder.mul(terms, n)
+            size = builder.mul(m, right)
+            large = builder.icmp_signed(">=", right, v.index(LARGE // v.size))
+            limit = builder.select(large, v.index(BLAS_FROM // 2), v.index(BLAS_FROM))
+            with builder.if_else(builder.icmp_signed("<", size, limit)) as (in_cache, beyond):
+                with in_cache:
                     in_tiles()
-                with large:
+                with beyond:
                     by_blas()
         return context.get_dummy_value()
 
@@ -385,7 +389,8 @@ def is_narrow_product(x: Array, w: Array) -> Any:
 @njit(**FAST)
 def is_small(a: Array, b: Array) -> Any:
     """Whether the product of a and b is one for tiles, not for BLAS."""
-    return a.shape[0] * a.shape[1] * b.shape[1] < BLAS_FROM
+    limit = BLAS_FROM // 2 if b.size * b.itemsize >= LARGE else BLAS_FROM
+    return a.shape[0] * a.shape[1] * b.shape[1] < limit
 
 
 @njit(**FAST)
