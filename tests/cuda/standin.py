@@ -335,7 +335,7 @@ cupy.__dict__.update(
 
 @functools.cache
 def module_on_host(name, *parts):
-    """A module, and parts of it, once more, on the stand-in for CuPy; with the real one, if there is, nothing is shared."""
+    """A module once more, on the stand-in for CuPy, as parts of it are: nothing is shared with the real one."""
     package = fastbp.kernels
     path = Path(package.__path__[0]) / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"{package.__name__}.{name}_on_host", path)
