@@ -31,7 +31,8 @@ template <class T> __device__ static T next(const Index *&word)
     return *item;
 }
 
-extern "C" __global__ void __launch_bounds__(512) replay(Integers table, Integers moved, Integers spans, Index steps)
+// The second bound, that a multiprocessor runs but one such block, gives each thread all the registers that it may have.
+extern "C" __global__ void __launch_bounds__(512, 1) replay(Integers table, Integers moved, Integers spans, Index steps)
 {
     Index *words = spans.size ? (Index *)near : table.data; // where nothing fits, the table stays, too
     EACH(i, table.size)

@@ -130,11 +130,11 @@ class InOneBlock:
                     moved[at] = 1
                     break
         spans = [number for span, place in places.items() for number in (span.start, place, len(span))]
-        self._arguments = [engine.integers(*numbers) for numbers in (words, moved, spans)]
+        self._tables = [engine.integers(*numbers) for numbers in (words, moved, spans)]
+        self._arguments = [by_value(x, "Integers") for x in self._tables]
 
     def __call__(self, steps: int) -> None:
-        arguments = *(by_value(x, "Integers") for x in self._arguments), np.int64(steps)
-        self._kernel((1, 1), BLOCK, arguments, shared_mem=self._shared)
+        self._kernel((1, 1), BLOCK, (*self._arguments, np.int64(steps)), shared_mem=self._shared)
 
 
 def places_for(used: Sequence[range], fixed: Sequence[range], start: int, room: int) -> dict[range, int]:
@@ -170,7 +170,8 @@ def joined(spans: Iterable[range]) -> list[range]:
     result: list[range] = []
     for span in sorted(filter(None, spans), key=lambda span: span.start):
         if result and span.start in result[-1]:
-            span = range(result[-1].start, max(result.pop().stop, span.stop))
+            before = result.pop()
+            span = range(before.start, max(before.stop, span.stop))
         result.append(span)
     return result
 
