@@ -23,7 +23,7 @@ REPLAY = standin.replay_module()
 ASKED = standin.shared_memory_asked_for
 X, LABELS, WEIGHTS = np.random.default_rng(0).standard_normal((31, 4)), np.arange(31) % 3, np.linspace(0.1, 2, 31)
 PLAIN = fastbp.Dense(4, 9), fastbp.ReLU(), fastbp.Dense(9, 3)
-NORMAL = fastbp.Dense(4, 9), fastbp.BatchNorm(9), fastbp.Tanh(), fastbp.Dropout(0.3), fastbp.Dense(9, 3)
+NORMAL = fastbp.Dense(4, 9), fastbp.Tanh(), fastbp.BatchNorm(9), fastbp.Dropout(0.3), fastbp.Dense(9, 3)
 DEEP = fastbp.Dense(4, 5), fastbp.LayerNorm(5), fastbp.Residual(fastbp.Dense(5, 5)), fastbp.Dense(5, 3)
 OPTIMIZERS = {
     "SGD": (PLAIN, fastbp.SGD(0.1)),
