@@ -19,33 +19,19 @@ import cupy
 import numpy as np
 
 from .cublaslt import CANDIDATES, COMPUTE, WORKSPACE_BYTES, Blas, Matrix, alignment, load_libraries
-from .cupy_sources import KERNELS, source, source_of_parts
+from .cupy_replay import MOST_BLOCKS, Graph, Launch, Replay, room_for, run_all
+from .cupy_sources import KERNELS, OPTIONS, Stage, address, by_value, float_type, source
 from .engine import Call, Engine, Program, native, real_array
 from .ops import Array, Op
 
 __all__ = ["CupyEngine"]
 
-Launch = Callable[[], None]
 Shape2D = tuple[int, int]
 
-TYPES = "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"  # of a Table, in the order of cupy_math.cu
-MOST_BLOCKS = 1024  # for which a Room has room
-ROOM = 3 + 2 * MOST_BLOCKS
-OPTIONS = ("--std=c++17",)
-STEPS_OF_A_GRAPH = 16
-SMALL = 1_000_000  # floating-point operations of a step, up to which one block runs it all
-BLOCK = 32, 16  # that block
 WIDE = 1024  # columns from which a row gets a block instead of a warp
 PIECE_BYTES = 256 << 20  # of tables for which there is no room
 TELLING = 64  # numbers that would hardly all be rounded alike if they were added up in another order
 HELD_UP = 1.0  # seconds for which the GPU waits at most, while what is timed is launched
-
-
-class Stage(NamedTuple):
-    """One kernel, and arrays by the names of its parameters."""
-
-    kernel: str
-    arrays: Mapping[str, Array]
 
 
 # the ops that take several kernels; fused ops with a part of an optimizer in them are left out, because one kernel that
@@ -154,7 +140,7 @@ class CupyEngine(Engine):
 
     def compile(self, op: Op, arguments: Sequence[Array]) -> None:
         """Make ready what an op takes on these arrays, kernels and the choice of products, and do not run it."""
-        Graph(self, self.stages(op, arguments, self.empty((ROOM,), np.float64)))
+        Graph(self, self.stages(op, arguments, self.empty((room_for(MOST_BLOCKS),), np.float64)))
 
     def device_seconds(self, run: Callable[[], object]) -> float:
         """How long the GPU works on what `run` launches, by its own clock; the host's part does not count.
@@ -250,40 +236,6 @@ class CupyEngine(Engine):
         return self._workspaces[stream]
 
 
-class Replay:
-    """A recording on the GPU: training steps of small networks by one block of threads, others as a CUDA graph.
-
-    What is replayed reads and writes where arrays were when it was made ready: this owns all of them but those in the
-    slots. For others in these, or on another stream, it is made ready anew.
-    """
-
-    def __init__(self, engine: CupyEngine, calls: Sequence[Call]) -> None:
-        self._engine, self._calls = engine, calls
-        self._room = engine.zeros((ROOM,), np.float64)
-        self._slots: dict[str, Array] = {}
-        self._made_for: Any = None
-        self._bound = False
-
-    def bind(self, **slots: Array) -> None:
-        stream = cupy.cuda.get_current_stream().ptr
-        places = [(name, address(x), x.shape, x.strides, x.dtype) for name, x in slots.items()]
-        if self._made_for != (stream, places):
-            self._made_for = stream, places
-            calls = [(op, [slots[a] if isinstance(a, str) else a for a in arguments]) for op, arguments in self._calls]
-            stages = [stage for op, arrays in calls for stage in self._engine.stages(op, arrays, self._room)]
-            work = sum(op.flops(op.sizes([x.shape for x in arrays[: len(op.inputs)]])) for op, arrays in calls)
-            self._run = (InOneBlock if slots and work <= SMALL else Graph)(self._engine, stages)
-        self._slots, self._bound = slots, True
-
-    def run(self, steps: int) -> None:
-        if self._bound and steps:
-            self._run(steps)
-
-    def release(self) -> None:
-        if self._slots:
-            self._slots, self._bound = {}, False
-
-
 class Place:
     """Where pieces of tables lie on the GPU, and memory of the host from which it fetches them by itself."""
 
@@ -301,59 +253,6 @@ class Place:
             arrays.append(array[: len(x)])
         stream.synchronize()
         return arrays
-
-
-class Graph:
-    """Stages as CUDA graphs of several steps and of one."""
-
-    def __init__(self, engine: CupyEngine, stages: Sequence[Stage]) -> None:
-        self._launches = [launch for stage in stages for launch in engine.launches(stage)]
-        self._graphs: dict[int, Any] = {}
-        self._warm = False
-
-    def __call__(self, steps: int) -> None:
-        if not self._warm:  # what is loaded when it is first launched cannot be loaded in a capture
-            self._launch(1)
-            self._warm, steps = True, steps - 1
-        for size in (STEPS_OF_A_GRAPH, 1):
-            times, steps = divmod(steps, size)
-            for _ in range(times):
-                self._captured(size).launch()
-
-    def _launch(self, steps: int) -> None:
-        for _ in range(steps):
-            run_all(self._launches)
-
-    def _captured(self, steps: int) -> Any:
-        """So many steps as one graph, which is launched on the stream that is current then."""
-        if steps not in self._graphs:
-            with cupy.cuda.Stream(non_blocking=True) as stream:
-                stream.begin_capture()
-                try:
-                    self._launch(steps)
-                finally:
-                    graph = stream.end_capture()
-            self._graphs[steps] = graph
-        return self._graphs[steps]
-
-
-class InOneBlock:
-    """Stages as one kernel of one block, which takes any number of steps without being launched again.
-
-    It is made of the same kernels, and reads from a table which is next and on what arrays.
-    """
-
-    def __init__(self, engine: CupyEngine, stages: Sequence[Stage]) -> None:
-        kernels = tuple(dict.fromkeys(stage.kernel for stage in stages))
-        words: list[int] = []
-        for kernel, arrays in stages:
-            words.append(kernels.index(kernel))
-            words += [word for kind, name in KERNELS[kernel].parameters for word in words_of(arrays[name], kind)]
-        self._table = engine.integers(*words)
-        self._kernel = module_of_parts(kernels, float_type(stages)).get_function("replay")
-
-    def __call__(self, steps: int) -> None:
-        self._kernel((1, 1), BLOCK, (by_value(self._table, "Integers"), np.int64(steps)))
 
 
 class Way(NamedTuple):
@@ -405,23 +304,6 @@ def module(file: str, floats: str) -> Any:
 
 
 @functools.cache
-def module_of_parts(kernels: tuple[str, ...], floats: str) -> Any:
-    """One kernel, "replay", of which these are parts."""
-    return cupy.RawModule(code=source_of_parts(kernels, floats), options=OPTIONS)
-
-
-def float_type(stages: Sequence[Stage]) -> str:
-    """The float type of some stages; any, where they have none."""
-    kinds = (
-        stage.arrays[name].dtype.name
-        for stage in stages
-        for kind, name in KERNELS[stage.kernel].parameters
-        if kind in ("Matrix", "Vector")
-    )
-    return next(kinds, "float32")
-
-
-@functools.cache
 def most_blocks() -> int:
     """As many blocks as the device computes at a time."""
     return min(MOST_BLOCKS, 8 * int(cupy.cuda.Device().attributes["MultiProcessorCount"]))
@@ -443,15 +325,6 @@ def spread(pattern: str, extent: tuple[int, ...], most: int) -> tuple[Shape2D, S
     height = min(256 // width, max(32 // width, power_of_two(rows)))
     across = min(most, -(-columns // width))
     return (across, min(most // across, -(-rows // height))), (width, height)
-
-
-def address(x: Any) -> int:
-    return int(x.data.ptr)
-
-
-def run_all(launches: Iterable[Launch]) -> None:
-    for launch in launches:
-        launch()
 
 
 def pinned(x: Array) -> Array:
@@ -478,20 +351,3 @@ def matrix_of(x: Array) -> Matrix:
     """Rows as cuBLAS takes them; one row alone may have any stride."""
     rows, columns = x.shape
     return Matrix(address(x), rows, columns, max(columns, x.strides[0] // x.itemsize))
-
-
-def by_value(x: Array, kind: str) -> Array:
-    """An array's C++ structure, as one item that CuPy passes by value."""
-    words = words_of(x, kind)
-    item: Array = np.array(words, np.int64).view(np.dtype((np.void, 8 * len(words))))
-    return item
-
-
-def words_of(x: Array, kind: str) -> list[int]:
-    """The words of an array's C++ structure."""
-    if kind == "Table":
-        (rows, columns), (row_step, column_step) = (*x.shape, 1)[:2], (*x.strides, 0)[:2]
-        return [address(x), rows, columns, row_step, column_step, TYPES.index(x.dtype.str[1:])]
-    if kind == "Matrix":
-        return [address(x), x.shape[0], x.size // x.shape[0], x.strides[0] // x.itemsize]
-    return [address(x), x.size]

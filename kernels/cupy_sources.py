@@ -1,17 +1,36 @@
-"""The GPU kernels' sources, and what they say of themselves."""
+"""The GPU kernels' sources, what they say of themselves, and arrays as they take them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["FILES", "KERNELS", "SOURCES", "Kernel", "source", "source_of_parts"]
+import numpy as np
+
+from .ops import Array
+
+__all__ = [
+    "FILES",
+    "KERNELS",
+    "OPTIONS",
+    "SOURCES",
+    "Kernel",
+    "Stage",
+    "address",
+    "by_value",
+    "float_type",
+    "source",
+    "source_of_parts",
+    "words_of",
+]
 
 # the first is part of all others
 FILES = "math", "activations", "layers", "losses", "norms", "optim", "fused", "products"
-SOURCES = {name: (Path(__file__).parent / f"cupy_{name}.cu").read_text() for name in FILES}
+SOURCES = {name: (Path(__file__).parent / f"cupy_{name}.cu").read_text() for name in (*FILES, "replay")}
+OPTIONS = ("--std=c++17",)
+TYPES = "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"  # of a Table, in the order of cupy_math.cu
 
 
 class Kernel(NamedTuple):
@@ -20,6 +39,13 @@ class Kernel(NamedTuple):
     file: str
     pattern: str
     parameters: tuple[tuple[str, str], ...]
+
+
+class Stage(NamedTuple):
+    """One kernel, and arrays by the names of its parameters."""
+
+    kernel: str
+    arrays: Mapping[str, Array]
 
 
 KERNEL = re.compile(r"^(ELEMENTS|ROWS|COLUMNS|ONE_BLOCK) (\w+)\(([^)]*)\)", re.MULTILINE)
@@ -37,29 +63,44 @@ def source(files: Iterable[str], floats: str) -> str:
 
 
 def source_of_parts(kernels: tuple[str, ...], floats: str) -> str:
+    """One kernel, "replay", of which these are parts."""
     cases = []
     for place, name in enumerate(kernels):
         parameters = KERNELS[name].parameters
         read = "".join(f"{kind} {of} = next<{kind}>(word); " for kind, of in parameters)
         cases.append(f"case {place}: {{ {read}{name}({', '.join(of for _, of in parameters)}); break; }}")
     files = [file for file in FILES[1:] if file in {KERNELS[name].file for name in kernels}]
-    return f"#define PARTS\n{source(files, floats)}\n{REPLAY.replace('CASES', chr(10).join(cases))}"
+    replay = SOURCES["replay"].replace("CASES", "\n".join(cases))
+    return f"#define PARTS\n{source(files, floats)}\n{replay}"
 
 
-REPLAY = """
-template <class T> __device__ T next(const Index *&word)
-{
-    const T *item = (const T *)word;
-    word += sizeof(T) / sizeof(Index);
-    return *item;
-}
+def float_type(stages: Sequence[Stage]) -> str:
+    """The float type of some stages; any, where they have none."""
+    kinds = (
+        stage.arrays[name].dtype.name
+        for stage in stages
+        for kind, name in KERNELS[stage.kernel].parameters
+        if kind in ("Matrix", "Vector")
+    )
+    return next(kinds, "float32")
 
-extern "C" __global__ void __launch_bounds__(512) replay(Integers table, Index steps)
-{
-    for (; steps; steps--)
-        for (const Index *word = table.data; word < table.data + table.size; __syncthreads())
-            switch (*word++) {
-CASES
-            }
-}
-"""
+
+def address(x: Any) -> int:
+    return int(x.data.ptr)
+
+
+def by_value(x: Array, kind: str) -> Array:
+    """An array's C++ structure, as one item that CuPy passes by value."""
+    words = words_of(x, kind)
+    item: Array = np.array(words, np.int64).view(np.dtype((np.void, 8 * len(words))))
+    return item
+
+
+def words_of(x: Array, kind: str) -> list[int]:
+    """The words of an array's C++ structure; the first is its address."""
+    if kind == "Table":
+        (rows, columns), (row_step, column_step) = (*x.shape, 1)[:2], (*x.strides, 0)[:2]
+        return [address(x), rows, columns, row_step, column_step, TYPES.index(x.dtype.str[1:])]
+    if kind == "Matrix":
+        return [address(x), x.shape[0], x.size // x.shape[0], x.strides[0] // x.itemsize]
+    return [address(x), x.size]

@@ -15,7 +15,7 @@ from .cuda import standin
 ON_GPU = next(info.available for info in fastbp.engines() if info.name == "cupy")
 pytestmark = pytest.mark.skipif(not ON_GPU and standin.COMPILER is None, reason="needs a GPU, or g++")
 on_host = pytest.mark.skipif(ON_GPU, reason="looks into what stands for a GPU")
-MODULE = importlib.import_module("fastbp.kernels.cupy_engine") if ON_GPU else standin.engine_module()
+MODULE = importlib.import_module("fastbp.kernels.cupy_replay") if ON_GPU else standin.replay_module()
 X, Y = fastbp.spiral_data(40, 3, seed=0)
 
 

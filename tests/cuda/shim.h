@@ -5,6 +5,7 @@
 // to one, shows.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <numeric>
 #include <random>
@@ -21,6 +22,8 @@ using std::exp, std::expm1, std::fabs, std::floor, std::fmax, std::log, std::log
 #define __shared__ static __attribute__((section("shared_memory")))
 extern "C" char __start_shared_memory, __stop_shared_memory;
 __shared__ __attribute__((used)) char always_some[16];
+extern "C" size_t shared_size() { return &__stop_shared_memory - &__start_shared_memory; }
+static char *dynamic_shared_memory; // as much as the launch asks for, and not a byte more
 
 template <class Real> Real normcdf(Real x) { return std::erfc(-x * Real(M_SQRT1_2)) / 2; }
 static unsigned long long __umul64hi(unsigned long long x, unsigned long long y)
@@ -127,9 +130,10 @@ static void run_warp(int first, int count)
 }
 
 // Whether all threads came to their end, and none waits in vain for another.
-static bool run_block(int threads)
+static bool run_block(int threads, size_t dynamic)
 {
-    memset(&__start_shared_memory, 0xff, &__stop_shared_memory - &__start_shared_memory);
+    memset(&__start_shared_memory, 0xff, shared_size());
+    memset(dynamic_shared_memory, 0xff, dynamic);
     while ((int)fibers.size() < threads)
         make_fiber();
     for (int i = 0; i < threads; i++) {
@@ -162,7 +166,7 @@ template <class... Parameters> struct Call {
 // Launch as the driver does; 0, or 1 + the place of the first argument whose size is not that of its parameter, or -1
 // where threads wait in vain.
 template <class... Parameters>
-int launch(void (*kernel)(Parameters...), const unsigned *grid, const unsigned *block, void **arguments,
+int launch(void (*kernel)(Parameters...), const unsigned *grid, const unsigned *block, size_t dynamic, void **arguments,
            const size_t *sizes, size_t count)
 {
     const size_t wanted[] = {sizeof(Parameters)...};
@@ -178,17 +182,19 @@ int launch(void (*kernel)(Parameters...), const unsigned *grid, const unsigned *
     for (unsigned i = 0; i < blocks.size(); i++)
         blocks[i] = i;
     std::shuffle(blocks.begin(), blocks.end(), shuffled);
+    posix_memalign((void **)&dynamic_shared_memory, 16, dynamic);
+    bool done = true;
     for (unsigned i : blocks) {
         blockIdx = {i % grid[0], i / grid[0], 0};
-        if (!run_block(block[0] * block[1]))
-            return -1;
+        done = done && run_block(block[0] * block[1], dynamic);
     }
-    return 0;
+    free(dynamic_shared_memory);
+    return done ? 0 : -1;
 }
 
 #define LAUNCH(name) \
-    extern "C" int launch_##name(const unsigned *grid, const unsigned *block, void **arguments, const size_t *sizes, \
-                                 size_t count) \
+    extern "C" int launch_##name(const unsigned *grid, const unsigned *block, size_t dynamic, void **arguments, \
+                                 const size_t *sizes, size_t count) \
     { \
-        return launch(name, grid, block, arguments, sizes, count); \
+        return launch(name, grid, block, dynamic, arguments, sizes, count); \
     }

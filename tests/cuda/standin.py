@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 import fastbp.kernels
 import fastbp.selection
@@ -170,6 +171,8 @@ def compiled(code, *options):
 
 
 OPTIONS = []  # for g++, as -fsanitize=address
+SHARED_MEMORY_UNASKED = 48 << 10  # bytes
+shared_memory_asked_for = {}  # by the last launch of each kernel
 
 
 class RawModule:
@@ -179,14 +182,46 @@ class RawModule:
             if "replay(" in code
             else re.findall(r"^(?:ELEMENTS|ROWS|COLUMNS|ONE_BLOCK) (\w+)\(", code, re.MULTILINE)
         )
+        code = re.sub(r"extern __shared__ (\w+) (\w+)\[\];", r"#define \2 ((\1 *)dynamic_shared_memory)", code)
         launchers = "".join(f"LAUNCH({name})\n" for name in names)
         self._library = compiled(f"{(HERE / 'shim.h').read_text()}\n{code}\n{launchers}", *OPTIONS)
+        self._functions = {name: Function(name, self._library) for name in names}
 
     def get_function(self, name):
-        return functools.partial(launch, name, self._library[f"launch_{name}"])
+        return RawKernel(self._functions[name])
 
 
-def launch(name, function, grid, block, arguments):
+class Function:
+    """A kernel as a device has it: one, whoever looks it up."""
+
+    def __init__(self, name, library):
+        self.name, self.launch, self.shared_size = name, library[f"launch_{name}"], library.shared_size()
+        self.allowed = SHARED_MEMORY_UNASKED - self.shared_size
+
+
+class RawKernel:
+    def __init__(self, function):
+        self._function = function
+        self.shared_size_bytes = function.shared_size
+
+    @property
+    def max_dynamic_shared_size_bytes(self):
+        return self._function.allowed
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, size):
+        if not 0 <= size <= Device.attributes["MaxSharedMemoryPerBlockOptin"] - self.shared_size_bytes:
+            raise RuntimeError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+        self._function.allowed = size
+
+    def __call__(self, grid, block, arguments, *, shared_mem=0):
+        if not 0 <= shared_mem <= self._function.allowed:
+            raise RuntimeError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+        shared_memory_asked_for[self._function.name] = shared_mem
+        launch(self._function.name, self._function.launch, grid, block, shared_mem, arguments)
+
+
+def launch(name, function, grid, block, shared, arguments):
     """Pass arguments as CuPy does: each by value, a NumPy array only if it is of one item, an int as int64."""
     values = []
     for x in arguments:
@@ -201,7 +236,7 @@ def launch(name, function, grid, block, arguments):
 
     def work(values=values):  # which are kept, as a graph keeps them
         clock.seconds += KERNEL_SECONDS
-        wrong = function(*shape, addresses, sizes, ctypes.c_size_t(len(values)))
+        wrong = function(*shape, ctypes.c_size_t(shared), addresses, sizes, ctypes.c_size_t(len(values)))
         if wrong > 0:
             raise TypeError(f"{name}: argument {wrong} is not of its parameter's size")
         if wrong < 0:
@@ -259,7 +294,7 @@ Stream.current = Stream.null = Stream()
 
 
 class Device(contextlib.nullcontext):
-    attributes = types.MappingProxyType({"MultiProcessorCount": 1})
+    attributes = types.MappingProxyType({"MultiProcessorCount": 1, "MaxSharedMemoryPerBlockOptin": 227 << 10})
 
     @property
     def mem_info(self):
@@ -299,19 +334,26 @@ cupy.__dict__.update(
 
 
 @functools.cache
-def engine_module():
-    """`cupy_engine` once more, on the stand-in for CuPy; with the real one, if there is, nothing is shared."""
-    before, name = sys.modules.get("cupy"), f"{fastbp.kernels.__name__}.cupy_engine_on_host"
-    spec = importlib.util.spec_from_file_location(name, Path(fastbp.kernels.__path__[0]) / "cupy_engine.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    sys.modules["cupy"] = cupy
-    try:
+def module_on_host(name, *parts):
+    """A module once more, on the stand-in for CuPy, as parts of it are: nothing is shared with the real one."""
+    package = fastbp.kernels
+    path = Path(package.__path__[0]) / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{package.__name__}.{name}_on_host", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cupy", cupy)
+        for part in parts:
+            patch.setitem(sys.modules, f"{package.__name__}.{part}", module_on_host(part))
         spec.loader.exec_module(module)
-    finally:
-        sys.modules.pop("cupy")
-        if before is not None:
-            sys.modules["cupy"] = before
     return module
+
+
+def replay_module():
+    return module_on_host("cupy_replay")
+
+
+def engine_module():
+    return module_on_host("cupy_engine", "cupy_replay")
 
 
 class Blas:
@@ -352,7 +394,7 @@ def engine_on_host():
 
 def install():
     """Make fastbp take this for its engine "cupy", for all of its tests to run on."""
-    engine_module().SMALL = 0  # else g++ compiles a kernel for each network
+    replay_module().SMALL = 0  # else g++ compiles a kernel for each network
     selection = fastbp.selection
     selection._KNOWN["cupy"] = selection._KNOWN["cupy"]._replace(needs=(), lacks=list)
     load = selection._load

@@ -23,11 +23,13 @@ ENGINE = standin.engine_module()
 BY_ROW = {name for name, kernel in KERNELS.items() if kernel.pattern == "ROWS"}
 OF_ROWS = [name for name in OPS if BY_ROW.intersection(ENGINE.STAGES.get(name, (name,)))]
 BARRIER = "__syncthreads();"
-# an op that needs it, for each barrier of a file; the fifth of `math` is between blocks, which the shim runs one by one
+# an op that needs it, for each barrier of a file; the fifth of `math` is between blocks, which run one by one;
+# that of `replay` is no op's
 BARRIERS = {
     "math": ["softmax_forward", "softmax_forward", "batch_statistics", "batch_statistics", "", "softmax_cross_entropy"],
     "layers": ["next_batch"],
     "optim": ["adam"],
+    "replay": [""],
 }
 
 

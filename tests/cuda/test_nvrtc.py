@@ -2,12 +2,9 @@
 
 import pytest
 
-from fastbp.kernels.cupy_sources import FILES, source, source_of_parts
-
-from . import standin
+from fastbp.kernels.cupy_sources import FILES, OPTIONS, source, source_of_parts
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings", exc_type=ImportError)
-OPTIONS = standin.engine_module().OPTIONS
 
 
 def run(function, *arguments):

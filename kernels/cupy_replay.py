@@ -1,0 +1,201 @@
+"""How recordings are replayed on a GPU: by one block of threads, or as CUDA graphs."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import cupy
+import numpy as np
+
+from .cupy_sources import KERNELS, OPTIONS, Stage, address, by_value, float_type, source_of_parts, words_of
+from .engine import Call
+from .ops import Array
+
+if TYPE_CHECKING:
+    from .cupy_engine import CupyEngine
+
+__all__ = ["MOST_BLOCKS", "Graph", "Launch", "Replay", "room_for", "run_all"]
+
+Launch = Callable[[], None]
+
+MOST_BLOCKS = 1024  # of a kernel
+STEPS_OF_A_GRAPH = 16
+SMALL = 2_000_000  # floating-point operations of a step, up to which one block runs it all
+BLOCK = 32, 16  # that block
+ALIGNMENT = 16  # bytes, of what lies in its shared memory: as many as a thread copies at a time
+
+
+class Replay:
+    """A recording on the GPU: training steps of small networks by one block of threads, others as a CUDA graph.
+
+    What is replayed reads and writes where arrays were when it was made ready: this owns all of them but those in the
+    slots. For others in these, or on another stream, it is made ready anew.
+    """
+
+    def __init__(self, engine: CupyEngine, calls: Sequence[Call]) -> None:
+        self._engine, self._calls = engine, calls
+        self._room = engine.zeros((room_for(MOST_BLOCKS),), np.float64)
+        self._slots: dict[str, Array] = {}
+        self._made_for: Any = None
+        self._bound = False
+
+    def bind(self, **slots: Array) -> None:
+        stream = cupy.cuda.get_current_stream().ptr
+        places = [(name, address(x), x.shape, x.strides, x.dtype) for name, x in slots.items()]
+        if self._made_for != (stream, places):
+            self._made_for = stream, places
+            calls = [(op, [slots[a] if isinstance(a, str) else a for a in arguments]) for op, arguments in self._calls]
+            work = sum(op.flops(op.sizes([x.shape for x in arrays[: len(op.inputs)]])) for op, arrays in calls)
+            small = slots and work <= SMALL
+            room = self._room[: room_for(1)] if small else self._room
+            stages = [stage for op, arrays in calls for stage in self._engine.stages(op, arrays, room)]
+            self._run = InOneBlock(self._engine, stages, slots.values()) if small else Graph(self._engine, stages)
+        self._slots, self._bound = slots, True
+
+    def run(self, steps: int) -> None:
+        if self._bound and steps:
+            self._run(steps)
+
+    def release(self) -> None:
+        if self._slots:
+            self._slots, self._bound = {}, False
+
+
+class Graph:
+    """Stages as CUDA graphs of several steps and of one."""
+
+    def __init__(self, engine: CupyEngine, stages: Sequence[Stage]) -> None:
+        self._launches = [launch for stage in stages for launch in engine.launches(stage)]
+        self._graphs: dict[int, Any] = {}
+        self._warm = False
+
+    def __call__(self, steps: int) -> None:
+        if not self._warm:  # what is loaded when it is first launched cannot be loaded in a capture
+            self._launch(1)
+            self._warm, steps = True, steps - 1
+        for size in (STEPS_OF_A_GRAPH, 1):
+            times, steps = divmod(steps, size)
+            for _ in range(times):
+                self._captured(size).launch()
+
+    def _launch(self, steps: int) -> None:
+        for _ in range(steps):
+            run_all(self._launches)
+
+    def _captured(self, steps: int) -> Any:
+        """So many steps as one graph, which is launched on the stream that is current then."""
+        if steps not in self._graphs:
+            with cupy.cuda.Stream(non_blocking=True) as stream:
+                stream.begin_capture()
+                try:
+                    self._launch(steps)
+                finally:
+                    graph = stream.end_capture()
+            self._graphs[steps] = graph
+        return self._graphs[steps]
+
+
+class InOneBlock:
+    """Stages as one kernel of one block, which takes any number of steps without being launched again.
+
+    It is made of the same kernels, and reads from a table which is next and on what arrays. For the length of a run,
+    these arrays and the table lie in the shared memory of the block, as far as there is room, because a small network's
+    step spends its time on waiting for memory. What lies in the same memory as a slot stays where its owner has it.
+    """
+
+    def __init__(self, engine: CupyEngine, stages: Sequence[Stage], slots: Iterable[Array]) -> None:
+        kernels = tuple(dict.fromkeys(stage.kernel for stage in stages))
+        words: list[int] = []
+        pointers: list[int] = []  # those of the words that are addresses
+        used: list[range] = []  # the memory behind each
+        for kernel, arrays in stages:
+            words.append(kernels.index(kernel))
+            for kind, name in KERNELS[kernel].parameters:
+                pointers.append(len(words))
+                used.append(range(*engine.span(arrays[name])))
+                words += words_of(arrays[name], kind)
+
+        self._kernel = module_of_parts(kernels, float_type(stages)).get_function("replay")
+        room, fixed = shared_memory_of(self._kernel), [range(*engine.span(x)) for x in slots]
+        places = places_for(used, fixed, 8 * len(words), room)
+        self._shared = max((place + len(span) for span, place in places.items()), default=0)
+        moved = [0] * len(words)
+        for at in pointers:
+            for span, place in places.items():
+                if words[at] in span:
+                    words[at] += place - span.start
+                    moved[at] = 1
+                    break
+        spans = [number for span, place in places.items() for number in (span.start, place, len(span))]
+        self._tables = [engine.integers(*numbers) for numbers in (words, moved, spans)]
+        self._arguments = [by_value(x, "Integers") for x in self._tables]
+
+    def __call__(self, steps: int) -> None:
+        self._kernel((1, 1), BLOCK, (*self._arguments, np.int64(steps)), shared_mem=self._shared)
+
+
+def places_for(used: Sequence[range], fixed: Sequence[range], start: int, room: int) -> dict[range, int]:
+    """Where in shared memory to put the memory that is used: as much as there is room for.
+
+    Parameters
+    ----------
+    used : sequence of range
+        Addresses, once for each time that they are used. Those used most for their size have the first choice.
+    fixed : sequence of range
+        Addresses that stay.
+    start, room : int
+        The first byte of shared memory that is free, and how many it has.
+
+    Returns
+    -------
+    dict of range to int
+        The first byte of each span that has a place; what overlaps, as views of one array do, is one span.
+    """
+    spans = [span for span in joined([*used, *fixed]) if not any(each.start in span for each in fixed)]
+    uses = Counter(span for each in used for span in spans if each.start in span)
+    places = {}
+    for span in sorted(uses, key=lambda span: len(span) / uses[span]):
+        place = -(-start // ALIGNMENT) * ALIGNMENT
+        if place + len(span) <= room:
+            places[span] = place
+            start = place + len(span)
+    return places
+
+
+def joined(spans: Iterable[range]) -> list[range]:
+    """Ranges of addresses, those that overlap as one."""
+    result: list[range] = []
+    for span in sorted(filter(None, spans), key=lambda span: span.start):
+        if result and span.start in result[-1]:
+            before = result.pop()
+            span = range(before.start, max(before.stop, span.stop))
+        result.append(span)
+    return result
+
+
+def shared_memory_of(kernel: Any) -> int:
+    """How many bytes of shared memory a launch of a kernel may ask for.
+
+    Beyond 48 KB that has to be said before, which holds for everybody who launches this kernel: so it is always all.
+    """
+    room = int(cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"]) - int(kernel.shared_size_bytes)
+    kernel.max_dynamic_shared_size_bytes = room
+    return room
+
+
+@functools.cache
+def module_of_parts(kernels: tuple[str, ...], floats: str) -> Any:
+    return cupy.RawModule(code=source_of_parts(kernels, floats), options=OPTIONS)
+
+
+def room_for(blocks: int) -> int:
+    """How many numbers a Room holds; see cupy_math.cu."""
+    return 3 + 2 * blocks
+
+
+def run_all(launches: Iterable[Launch]) -> None:
+    for launch in launches:
+        launch()
