@@ -27,8 +27,11 @@ ELEMENTS dense_input_grad(Matrix dz, Matrix w, Matrix dx)
 {
     EACH_ELEMENT(i, k, dx) {
         Real sum = 0;
-        for (Index j = 0; j < dz.columns; j++)
+        Index j = k % dz.columns; // each row of w from another column on, so that threads do not queue for one bank
+        for (Index n = 0; n < dz.columns; n++) {
             sum += dz(i, j) * w(k, j);
+            j = j + 1 < dz.columns ? j + 1 : 0;
+        }
         dx(i, k) = sum;
     }
 }
