@@ -540,6 +540,6 @@ def test_summary_and_repr(engine):
 def test_spirals_are_learned(engine):
     X, y = fastbp.spiral_data(500, 3, noise=0.1, seed=0)
     layers = [fastbp.Dense(2, 64), fastbp.ReLU(), fastbp.Dense(64, 3)]
-    loss, optimizer = fastbp.SoftmaxCrossEntropy(), fastbp.Adam(0.01)
+    loss, optimizer = fastbp.SoftmaxCrossEntropy(), fastbp.Adam(0.01, schedule=fastbp.CosineAnnealingLR(400))
     model = fastbp.Sequential(layers, loss=loss, optimizer=optimizer, engine=engine, seed=0).fit(X, y, epochs=400)
-    assert model.evaluate(*fastbp.spiral_data(300, 3, noise=0.1, seed=1))["accuracy"] > 0.93  # over seeds, 0.95 to 0.98
+    assert model.evaluate(*fastbp.spiral_data(300, 3, noise=0.1, seed=1))["accuracy"] > 0.95
