@@ -17,7 +17,7 @@ __all__ = ["AWAKE", "LARGE", "Case", "Key", "Row", "Turn", "key", "measure", "me
 Row: TypeAlias = "dict[str, Any]"
 Key: TypeAlias = "tuple[str, str, str, str]"
 
-LARGE = 1 << 24  # flops of a matrix product that engines leave to BLAS and its threads
+LARGE = 1 << 23  # flops of a matrix product that engines may leave to BLAS and its threads
 AWAKE = 0.3  # seconds until BLAS's threads no longer wait for more in a loop; NumPy's and SciPy's each have their own
 
 

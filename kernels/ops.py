@@ -223,7 +223,7 @@ OPS: dict[str, Op] = {
             "x:f[B,K] dz:f[B,N] w!:f[K,N] lr:s[1] -> dx:f[B,K] db:f[1,K]",
             lambda d: 2 * _product(d),
             {"x": rectified},
-            room=lambda d: d["B"] * d["N"] + _of_products(d),
+            room=_of_products,
         ),
         Op(
             "dense_softmax_cross_entropy",
