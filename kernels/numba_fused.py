@@ -37,12 +37,7 @@ def dense_relu_input_grad(dz: Array, w: Array, y: Array, dx: Array, scratch: Arr
 
 
 def dense_relu_grads(dz: Array, w: Array, y: Array, dx: Array, db: Array, scratch: Array) -> None:
-    if is_narrow(dz) and is_small(dz, w.T):
-        db[:] = 0
-        dzt, wt = narrow(dz, w, scratch)
-        narrow_backward(dzt, wt, y, dx, db, None)
-    else:
-        relu_grads(dz, w, y, 0, dx, db, scratch)
+    through_relu(dz, w, y, dx, db, None, scratch)
 
 
 def dense_leaky_relu_grads(
@@ -64,15 +59,7 @@ def dense_sigmoid_grads(dz: Array, w: Array, y: Array, dx: Array, db: Array, scr
 
 
 def dense_relu_sgd(x: Array, dz: Array, w: Array, lr: Array, dx: Array, db: Array, scratch: Array) -> None:
-    rate = w.dtype.type(lr[0])
-    if is_narrow(dz) and is_small(dz, w.T):
-        db[:] = 0
-        dzt, wt = narrow(dz, w, scratch)
-        narrow_backward(dzt, wt, x, dx, db, rate)
-        transpose(wt, w)
-    else:
-        relu_grads(dz, w, x, 0, dx, db, scratch)
-        product(x.T, dz, w, rate=rate)
+    through_relu(dz, w, x, dx, db, w.dtype.type(lr[0]), scratch)
 
 
 def dense_weight_sgd(x: Array, dz: Array, w: Array, lr: Array, scratch: Array) -> None:
@@ -158,12 +145,20 @@ relu_grads, leaky_relu_grads, elu_grads, tanh_grads, sigmoid_grads = map(grads_t
 
 
 @njit(**FAST)
-def narrow(dz: Array, w: Array, scratch: Array) -> Any:
-    """Both transposed, in scratch."""
-    dzt, rest = by_columns(scratch, dz.shape[0], dz.shape[1])
-    transpose(dz, dzt)
-    wt, _ = transposed(w, rest)
-    return dzt, wt
+def through_relu(dz: Array, w: Array, x: Array, dx: Array, db: Array, rate: Any, scratch: Array) -> None:
+    """The gradients in front of the ReLU whose output is x; unless the rate is None, w learns."""
+    if is_narrow(dz) and is_small(dz, w.T):
+        dzt, rest = by_columns(scratch, dz.shape[0], dz.shape[1])
+        transpose(dz, dzt)
+        wt, _ = transposed(w, rest)
+        db[:] = 0
+        narrow_backward(dzt, wt, x, dx, db, rate)
+        if rate is not None:
+            transpose(wt, w)
+    else:
+        relu_grads(dz, w, x, 0, dx, db, scratch)
+        if rate is not None:
+            product(x.T, dz, w, rate=rate)
 
 
 @njit(**FAST)
