@@ -20,7 +20,7 @@ import numpy as np
 
 from .cublaslt import CANDIDATES, COMPUTE, WORKSPACE_BYTES, Blas, Matrix, alignment, load_libraries
 from .cupy_replay import MOST_BLOCKS, Graph, Launch, Replay, room_for, run_all
-from .cupy_sources import KERNELS, OPTIONS, Stage, address, by_value, float_type, source
+from .cupy_sources import KERNELS, OPTIONS, WIDE, Stage, address, by_value, float_type, source
 from .engine import Call, Engine, Program, native, real_array
 from .ops import Array, Op
 
@@ -28,7 +28,7 @@ __all__ = ["CupyEngine"]
 
 Shape2D = tuple[int, int]
 
-WIDE = 1024  # columns from which a row gets a block instead of a warp
+THREADS = 256  # of a block, where it does not depend on the arrays
 PIECE_BYTES = 256 << 20  # of tables for which there is no room
 TELLING = 64  # numbers that would hardly all be rounded alike if they were added up in another order
 HELD_UP = 1.0  # seconds for which the GPU waits at most, while what is timed is launched
@@ -53,6 +53,13 @@ STAGES = {
         name: ("weigh_elements", name)
         for name in ("mean_squared_error", "mean_absolute_error", "huber", "poisson", "binary_cross_entropy")
     },
+}
+
+
+# where these are parts of one kernel, which computes products by itself
+STAGES_OF_SMALL = STAGES | {
+    "dense_relu_input_grad": ("dense_relu_input_grad",),
+    "dense_relu_grads": ("dense_relu_input_grad", "bias_grad"),
 }
 
 
@@ -165,12 +172,14 @@ class CupyEngine(Engine):
     def program(self, calls: Sequence[Call]) -> Program:
         return Replay(self, calls)
 
-    def stages(self, op: Op, arguments: Sequence[Array], room: Array) -> list[Stage]:
-        """The kernels that compute an op on these arrays."""
+    def stages(self, op: Op, arguments: Sequence[Array], room: Array, small: bool = False) -> list[Stage]:
+        """The kernels that compute an op on these arrays, all parts of one where they are `small`."""
         names = {arg.name: array for arg, array in zip((*op.inputs, *op.outputs), arguments, strict=True)}
         if "dx" in names:
             names = {"dy": names["dx"]} | names  # what a later stage changes in place
-        return [Stage(kernel, names | {"room": room}) for kernel in STAGES.get(op.name, (op.name,))]
+        written = {arg.name for arg in op.inputs if arg.inplace} | {arg.name for arg in op.outputs} | {"room"}
+        stages = STAGES_OF_SMALL if small else STAGES
+        return [Stage(kernel, names | {"room": room}, frozenset(written)) for kernel in stages.get(op.name, (op.name,))]
 
     def launches(self, stage: Stage) -> list[Launch]:
         """What runs a stage, on the stream that is current then."""
@@ -313,18 +322,17 @@ def spread(pattern: str, extent: tuple[int, ...], most: int) -> tuple[Shape2D, S
     """Grid and block for an array of this shape; see cupy_math.cu for what the patterns promise."""
     rows, columns = extent[0], math.prod(extent[1:])
     if pattern == "ONE_BLOCK":
-        return (1, 1), (256, 1)
+        return (1, 1), (THREADS, 1)
     if pattern == "COLUMNS":
-        return (min(most, -(-columns // 32)), 1), (32, min(32, power_of_two(rows)))
+        return (min(most, -(-columns // 32)), 1), (32 * min(32, power_of_two(rows)), 1)
     if pattern == "ROWS":
-        block = (32, 8) if columns < WIDE else (256, 1)
-        return (min(most, -(-rows // block[1])), 1), block
+        rows_of_block = THREADS // min(32, power_of_two(columns)) if columns < WIDE else 1
+        return (min(most, -(-rows // rows_of_block)), 1), (THREADS, 1)
     if len(extent) == 1:
-        return (min(most, -(-rows // 256)), 1), (256, 1)
-    width = min(256, power_of_two(columns))
-    height = min(256 // width, max(32 // width, power_of_two(rows)))
+        return (min(most, -(-rows // THREADS)), 1), (THREADS, 1)
+    width = min(THREADS, power_of_two(columns))
     across = min(most, -(-columns // width))
-    return (across, min(most // across, -(-rows // height))), (width, height)
+    return (across, min(most // across, -(-rows // (THREADS // width)))), (THREADS, 1)
 
 
 def pinned(x: Array) -> Array:

@@ -3,11 +3,11 @@
 // dx *= slope(y), and its sums over rows.
 template <class Slope> __device__ void bend(Matrix y, Matrix dx, Matrix db, Slope slope)
 {
-    EACH_COLUMN(j, dx.columns) {
+    EACH_COLUMN(j, lanes, dx) {
         Real sum = 0;
-        ALONG_COLUMN(i, j, dx)
+        ALONG_COLUMN(i, j, lanes, dx)
             sum += dx(i, j) = slope(dx(i, j), y(i, j));
-        sum = over_column(sum);
+        sum = over_column(sum, lanes);
         if (j < dx.columns)
             db(0, j) = sum;
     }
@@ -38,4 +38,16 @@ COLUMNS tanh_grads(Matrix y, Matrix dx, Matrix db)
 COLUMNS sigmoid_grads(Matrix y, Matrix dx, Matrix db)
 {
     bend(y, dx, db, [](Real dy, Real y) { return dy * (y * (1 - y)); });
+}
+
+COLUMNS bias_grad(Matrix dx, Matrix db)
+{
+    EACH_COLUMN(j, lanes, dx) {
+        Real sum = 0;
+        ALONG_COLUMN(i, j, lanes, dx)
+            sum += dx(i, j);
+        sum = over_column(sum, lanes);
+        if (j < dx.columns)
+            db(0, j) = sum;
+    }
 }

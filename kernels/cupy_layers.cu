@@ -2,8 +2,8 @@
 
 ONE_BLOCK next_batch(Integers order, Integers cursor, Integers rows)
 {
-    Index start = cursor[0];
-    EACH(i, rows.size)
+    Word start = cursor[0];
+    EACH_OF_BLOCK(i, rows.size)
         rows[i] = order[start + i];
     __syncthreads();
     if (is_first_thread())
@@ -18,8 +18,18 @@ ONE_BLOCK next_rate(Doubles rates, Integers step, Doubles rate)
 
 ELEMENTS take(Table x, Integers rows, Matrix xb)
 {
-    EACH_ELEMENT(i, j, xb)
-        xb(i, j) = x(rows[i], j);
+    const int AHEAD = 4; // how many elements a thread waits for at a time
+    Lanes lanes(xb.columns, block_size());
+    Index step = gridDim.y * lanes.rows;
+    for (Index i = blockIdx.y * lanes.rows + lanes.row; i < xb.rows; i += AHEAD * step)
+        for (Index j = blockIdx.x * lanes.count + lanes.mine; j < xb.columns; j += gridDim.x * lanes.count) {
+            Word bits[AHEAD];
+            for (int n = 0; n < AHEAD; n++)
+                bits[n] = i + n * step < xb.rows ? x.bits(rows[i + n * step], j) : 0;
+            for (int n = 0; n < AHEAD; n++)
+                if (i + n * step < xb.rows)
+                    xb(i + n * step, j) = x.number(bits[n]);
+        }
 }
 
 ELEMENTS take_labels(Integers t, Integers rows, Integers tb)
@@ -31,16 +41,16 @@ ELEMENTS take_labels(Integers t, Integers rows, Integers tb)
 ELEMENTS take_weights(Table w, Integers rows, Vector wb)
 {
     EACH(i, rows.size)
-        wb[i] = w(rows[i], 0);
+        wb[i] = w.number(w.bits(rows[i], 0));
 }
 
 COLUMNS dense_bias_grad(Matrix dz, Matrix db)
 {
-    EACH_COLUMN(j, dz.columns) {
+    EACH_COLUMN(j, lanes, dz) {
         Real sum = 0;
-        ALONG_COLUMN(i, j, dz)
+        ALONG_COLUMN(i, j, lanes, dz)
             sum += dz(i, j);
-        sum = over_column(sum);
+        sum = over_column(sum, lanes);
         if (j < dz.columns)
             db(0, j) = sum;
     }

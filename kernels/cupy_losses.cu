@@ -6,31 +6,31 @@ struct Exponents {
 };
 
 // A row's largest element, and the sum of exp(z - top).
-__device__ static Exponents exponents(Matrix z, Index i)
+__device__ static Exponents exponents(Matrix z, Index i, Lanes lanes)
 {
     Real top = z(i, 0), sum = 0;
-    ALONG_ROW(j, z.columns)
+    ALONG_ROW(j, lanes, z.columns)
         top = fmax(top, z(i, j));
-    top = over_row(top, true);
-    ALONG_ROW(j, z.columns)
+    top = over_row(top, lanes, true);
+    ALONG_ROW(j, lanes, z.columns)
         sum += exp(z(i, j) - top);
-    return {top, over_row(sum)};
+    return {top, over_row(sum, lanes)};
 }
 
 ROWS softmax_forward(Matrix z, Matrix p)
 {
-    EACH_ROW(i, z.rows) {
-        Exponents row = exponents(z, i);
+    EACH_ROW(i, lanes, z.rows, z.columns) {
+        Exponents row = exponents(z, i, lanes);
         Real factor = 1 / row.sum;
-        ALONG_ROW(j, z.columns)
+        ALONG_ROW(j, lanes, z.columns)
             p(i, j) = exp(z(i, j) - row.top) * factor;
     }
 }
 
 ROWS softmax_jacobian(Matrix p, Matrix j)
 {
-    EACH_ROW(i, p.rows)
-        ALONG_ROW(k, p.columns * p.columns) {
+    EACH_ROW(i, lanes, p.rows, p.columns)
+        ALONG_ROW(k, lanes, p.columns * p.columns) {
             Real a = p(i, k / p.columns), b = p(i, k % p.columns);
             j(i, k) = (k / p.columns == k % p.columns ? a : 0) - a * b;
         }
@@ -38,12 +38,12 @@ ROWS softmax_jacobian(Matrix p, Matrix j)
 
 ROWS softmax_backward(Matrix dp, Matrix p, Matrix dz)
 {
-    EACH_ROW(i, p.rows) {
+    EACH_ROW(i, lanes, p.rows, p.columns) {
         Real mean = 0;
-        ALONG_ROW(j, p.columns)
+        ALONG_ROW(j, lanes, p.columns)
             mean += p(i, j) * dp(i, j);
-        mean = over_row(mean);
-        ALONG_ROW(j, p.columns)
+        mean = over_row(mean, lanes);
+        ALONG_ROW(j, lanes, p.columns)
             dz(i, j) = p(i, j) * (dp(i, j) - mean);
     }
 }
@@ -71,12 +71,12 @@ ELEMENTS cross_entropy_backward(Matrix p, Integers t, Matrix dp)
 ROWS softmax_cross_entropy(Matrix z, Integers t, Doubles total, Matrix dz, Room room)
 {
     double cost = 0, rows = 0;
-    EACH_ROW(i, z.rows) {
-        Exponents row = exponents(z, i);
+    EACH_ROW(i, lanes, z.rows, z.columns) {
+        Exponents row = exponents(z, i, lanes);
         Real factor = 1 / (row.sum * z.rows), share = Real(1) / z.rows;
-        if (threadIdx.x == 0)
+        if (lanes.mine == 0)
             cost += log(row.sum) - (z(i, t[i]) - row.top), rows++;
-        ALONG_ROW(j, z.columns)
+        ALONG_ROW(j, lanes, z.columns)
             dz(i, j) = exp(z(i, j) - row.top) * factor - (j == t[i] ? share : 0);
     }
     add_up(cost, rows, total, room);
@@ -112,8 +112,8 @@ ELEMENTS weigh_labels(Integers t, Vector weights, Doubles class_weight, Room roo
 ROWS weigh_rows(Matrix t, Vector weights, Doubles class_weight, Room room)
 {
     double weight = 0;
-    EACH_ROW(i, t.rows)
-        ALONG_ROW(j, t.columns)
+    EACH_ROW(i, lanes, t.rows, t.columns)
+        ALONG_ROW(j, lanes, t.columns)
             weight += weights[i] * (t(i, j) * class_weight[j]);
     keep_sum(weight, room);
 }
@@ -148,23 +148,23 @@ __device__ void softmax_rows(Matrix z, Targets t, Vector weights, Doubles class_
 {
     double costs = 0, weight = is_first_thread() && block_of_grid() == 0 ? room.sum(0) : 0;
     Real scale = inverse_weight(mean, room);
-    EACH_ROW(i, z.rows) {
-        Exponents row = exponents(z, i);
+    EACH_ROW(i, lanes, z.rows, z.columns) {
+        Exponents row = exponents(z, i, lanes);
         double sums = 0, logits = 0;
-        ALONG_ROW(j, z.columns) {
+        ALONG_ROW(j, lanes, z.columns) {
             Real q = share_of(t, i, j, class_weight, smoothing);
             sums += q;
             logits += q == 0 ? 0 : q * (z(i, j) - row.top);
         }
-        sums = over_row(sums);
-        logits = over_row(logits);
+        sums = over_row(sums, lanes);
+        logits = over_row(logits, lanes);
         Real w = sums == 0 ? 0 : weights[i]; // a row that does not count becomes 0, whatever it holds
-        if (threadIdx.x == 0) {
+        if (lanes.mine == 0) {
             cost[i] = w == 0 ? 0 : w * (sums * log(row.sum) - logits);
             costs += cost[i];
         }
         Real factor = sums / row.sum;
-        ALONG_ROW(j, z.columns) {
+        ALONG_ROW(j, lanes, z.columns) {
             Real q = share_of(t, i, j, class_weight, smoothing);
             dz(i, j) = w == 0 ? 0 : (exp(z(i, j) - row.top) * factor - q) * (w * scale);
         }
@@ -189,20 +189,20 @@ ROWS soft_cross_entropy(Matrix p, Matrix t, Vector weights, Doubles class_weight
 {
     double costs = 0, weight = is_first_thread() && block_of_grid() == 0 ? room.sum(0) : 0;
     Real scale = inverse_weight(mean, room);
-    EACH_ROW(i, p.rows) {
+    EACH_ROW(i, lanes, p.rows, p.columns) {
         double sum = 0, sums = 0;
-        ALONG_ROW(j, p.columns) {
+        ALONG_ROW(j, lanes, p.columns) {
             Real q = share_of(Soft{t}, i, j, class_weight, smoothing);
             sums += q;
             sum -= q == 0 ? 0 : q * log(clip(p(i, j), 1e-7, 1 - 1e-7));
         }
-        sum = over_row(sum);
-        Real w = over_row(sums) == 0 ? 0 : weights[i];
-        if (threadIdx.x == 0) {
+        sum = over_row(sum, lanes);
+        Real w = over_row(sums, lanes) == 0 ? 0 : weights[i];
+        if (lanes.mine == 0) {
             cost[i] = w == 0 ? 0 : w * sum;
             costs += cost[i];
         }
-        ALONG_ROW(j, p.columns) {
+        ALONG_ROW(j, lanes, p.columns) {
             Real q = share_of(Soft{t}, i, j, class_weight, smoothing), x = fabs(p(i, j));
             dp(i, j) = w == 0 || q == 0 ? 0 : -q / (x < tiny() ? tiny() : x) * (w * scale);
         }

@@ -3,43 +3,56 @@
 // A kernel is named as its op, and its parameters as the op's arguments; cupy_engine.py reads both here. Real is float
 // or double, as the file is compiled. How many threads there are changes speed alone, except where it is said below.
 
+typedef long long Word;
+#ifdef PARTS
+typedef int Index; // which a GPU computes with in half as many instructions, and small networks have no more elements
+#else
 typedef long long Index;
+#endif
 
 struct Matrix {
     Real *data;
-    Index rows, columns, step;
-    __device__ Real &operator()(Index i, Index j) const { return data[i * step + j]; }
+    Word rows, columns, step;
+    __device__ Real &operator()(Index i, Index j) const { return data[i * (Index)step + j]; }
 };
 
 template <class T> struct Numbers {
     T *data;
-    Index size;
-    __device__ T &operator[](Index i) const { return data[i]; }
+    Word size;
+    __device__ T &operator[](Word i) const { return data[i]; }
 };
 typedef Numbers<Real> Vector;
 typedef Numbers<double> Doubles;
-typedef Numbers<Index> Integers;
+typedef Numbers<Word> Integers;
 typedef Numbers<unsigned long long> Words;
 
 // A user's array, of any type (in the order of TYPES in cupy_engine.py) and strides in bytes.
 struct Table {
     const char *data;
-    Index rows, columns, row_step, column_step, type;
-    __device__ double operator()(Index i, Index j) const
+    Word rows, columns, row_step, column_step, type;
+    // an element as it lies in memory, and as a number: apart, so that a thread can ask for several before it needs one
+    __device__ Word bits(Word i, Word j) const
     {
         const char *at = data + i * row_step + j * column_step;
         switch (type) {
-        case 0: return *(const unsigned char *)at;
         case 1: return *(const signed char *)at;
         case 2: return *(const short *)at;
         case 3: return *(const int *)at;
-        case 4: return *(const long long *)at;
+        case 0:
         case 5: return *(const unsigned char *)at;
         case 6: return *(const unsigned short *)at;
-        case 7: return *(const unsigned *)at;
-        case 8: return *(const unsigned long long *)at;
-        case 9: return *(const float *)at;
-        default: return *(const double *)at;
+        case 7:
+        case 9: return *(const unsigned *)at;
+        default: return *(const Word *)at;
+        }
+    }
+    __device__ double number(Word bits) const
+    {
+        switch (type) {
+        case 8: return (unsigned long long)bits;
+        case 9: return __int_as_float(bits);
+        case 10: return __longlong_as_double(bits);
+        default: return bits;
         }
     }
 };
@@ -47,15 +60,14 @@ struct Table {
 // Room to work in. It begins with a count of blocks, which is 0 between launches, and two sums for a later kernel.
 struct Room {
     double *data;
-    Index size;
+    Word size;
     __device__ unsigned *blocks() const { return (unsigned *)data; }
     __device__ double &sum(int which) const { return data[1 + which]; }
     __device__ double &part(Index block, int which) const { return data[3 + 2 * block + which]; }
 };
 
-// ELEMENTS: as many threads as the last array has elements, or fewer. For the others the first array counts. ROWS: blocks
-// of (32, any), a warp for each row, or of (any, 1), a block for each row. COLUMNS: blocks of (32, up to 32). So one
-// block of (32, up to 32) suits all of them, which is how cupy_engine.py runs small networks: as parts of one kernel.
+// A kernel may be spread over any number of blocks, whose threads lie in a row. The patterns only tell cupy_engine.py how
+// many suit the last array (ELEMENTS) or the first (the others). With PARTS, they are parts of one kernel.
 #ifdef PARTS
 #define KERNEL(threads) __device__ static void
 #else
@@ -66,34 +78,52 @@ struct Room {
 #define COLUMNS KERNEL(1024)
 #define ONE_BLOCK KERNEL(256)
 
-__device__ static Index block_size() { return blockDim.x * blockDim.y; }
-__device__ static Index thread_of_block() { return threadIdx.y * blockDim.x + threadIdx.x; }
+__device__ static int block_size() { return blockDim.x; }
+__device__ static int thread_of_block() { return threadIdx.x; }
 __device__ static Index block_of_grid() { return blockIdx.y * gridDim.x + blockIdx.x; }
 __device__ static Index grid_size() { return gridDim.x * gridDim.y; }
 __device__ static bool is_first_thread() { return thread_of_block() == 0; }
 
+// How a block's threads lie over an array: in rows of as many as it has columns, or the next power of two, up to `most`.
+struct Lanes {
+    int count, mine, row, rows;
+    __device__ Lanes(Index columns, int most)
+    {
+        int bits = columns < most ? 32 - __clz((int)columns - 1) : 31 - __clz(most);
+        count = 1 << bits, mine = thread_of_block() & (count - 1);
+        row = thread_of_block() >> bits, rows = block_size() >> bits;
+    }
+};
+
 #define EACH(i, n) \
     for (Index i = block_of_grid() * block_size() + thread_of_block(); i < (n); i += grid_size() * block_size())
+#define EACH_OF_BLOCK(i, n) for (Word i = thread_of_block(); i < (n); i += block_size())
 #define EACH_ELEMENT(i, j, array) \
-    for (Index i = blockIdx.y * (Index)blockDim.y + threadIdx.y; i < (array).rows; i += gridDim.y * (Index)blockDim.y) \
-        for (Index j = blockIdx.x * (Index)blockDim.x + threadIdx.x; j < (array).columns; \
-             j += gridDim.x * (Index)blockDim.x)
-#define EACH_ROW(i, n) \
-    for (Index i = blockIdx.x * (Index)blockDim.y + threadIdx.y; i < (n); i += gridDim.x * (Index)blockDim.y)
-#define ALONG_ROW(j, n) for (Index j = threadIdx.x; j < (n); j += blockDim.x)
+    if (Lanes lanes((array).columns, block_size()); true) \
+        for (Index i = blockIdx.y * (Index)lanes.rows + lanes.row; i < (array).rows; i += gridDim.y * (Index)lanes.rows) \
+            for (Index j = blockIdx.x * (Index)lanes.count + lanes.mine; j < (array).columns; \
+                 j += gridDim.x * (Index)lanes.count)
+// up to a warp for each row, or a block where rows are WIDE
+#define EACH_ROW(i, lanes, n, columns) \
+    if (Lanes lanes((columns) < WIDE ? (columns) : block_size(), (columns) < WIDE ? 32 : block_size()); true) \
+        for (Index i = block_of_grid() * lanes.rows + lanes.row; i < (n); i += grid_size() * lanes.rows)
+#define ALONG_ROW(j, lanes, n) for (Index j = lanes.mine; j < (n); j += lanes.count)
 // all threads of a block go through as many columns, beyond the last one too: over_column waits for them
-#define EACH_COLUMN(j, n) \
-    for (Index j = blockIdx.x * (Index)32 + threadIdx.x; j - threadIdx.x < (n); j += gridDim.x * (Index)32)
-#define ALONG_COLUMN(i, j, array) \
-    for (Index i = threadIdx.y; i < (array).rows && (j) < (array).columns; i += blockDim.y)
+#define EACH_COLUMN(j, lanes, array) \
+    if (Lanes lanes((array).columns, 32); true) \
+        for (Index j = block_of_grid() * lanes.count + lanes.mine; j - lanes.mine < (array).columns; \
+             j += grid_size() * lanes.count)
+#define ALONG_COLUMN(i, j, lanes, array) \
+    for (Index i = lanes.row; i < (array).rows && (j) < (array).columns; i += lanes.rows)
 
 __device__ static double combine(double x, double y, bool largest) { return largest ? fmax(x, y) : x + y; }
 
-// The sum, or the largest, of what the threads of a warp hold; the same bits in each of them.
-__device__ static double over_warp(double x, bool largest = false)
+// The sum, or the largest, of what threads side by side hold, a power of two up to a warp; the same bits in each of them.
+__device__ static double over_lanes(double x, int count = 32, bool largest = false)
 {
-    for (int distance = 16; distance; distance /= 2)
-        x = combine(x, __shfl_xor_sync(0xffffffffu, x, distance), largest);
+    unsigned all = count < 32 ? ((1u << count) - 1) << (thread_of_block() % 32 & -count) : 0xffffffffu;
+    for (int distance = count / 2; distance; distance /= 2)
+        x = combine(x, __shfl_xor_sync(all, x, distance), largest);
     return x;
 }
 
@@ -101,7 +131,7 @@ __device__ static double over_block(double x, bool largest = false)
 {
     __shared__ double parts[32];
     int thread = thread_of_block(), warps = block_size() / 32;
-    x = over_warp(x, largest);
+    x = over_lanes(x, 32, largest);
     __syncthreads(); // what was here before has been read
     if (thread % 32 == 0)
         parts[thread / 32] = x;
@@ -112,20 +142,24 @@ __device__ static double over_block(double x, bool largest = false)
     return x;
 }
 
-__device__ static double over_row(double x, bool largest = false)
+__device__ static double over_row(double x, Lanes lanes, bool largest = false)
 {
-    return blockDim.x == 32 ? over_warp(x, largest) : over_block(x, largest);
+    return lanes.count > 32 ? over_block(x, largest) : over_lanes(x, lanes.count, largest);
 }
 
-__device__ static double over_column(double x)
+__device__ static double over_column(double x, Lanes lanes)
 {
-    __shared__ double parts[32][33];
+    __shared__ double parts[32][32];
+    int thread = thread_of_block();
+    for (int distance = 16; distance >= lanes.count; distance /= 2) // rows side by side in a warp
+        x += __shfl_xor_sync(0xffffffffu, x, distance);
     __syncthreads(); // what was here before has been read
-    parts[threadIdx.y][threadIdx.x] = x;
+    if (thread % 32 < lanes.count)
+        parts[thread / 32][thread % 32] = x;
     __syncthreads();
     x = 0;
-    for (int i = 0; i < blockDim.y; i++)
-        x += parts[i][threadIdx.x];
+    for (int warp = 0; warp < block_size() / 32; warp++)
+        x += parts[warp][lanes.mine];
     return x;
 }
 

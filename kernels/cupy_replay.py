@@ -1,4 +1,4 @@
-"""How recordings are replayed on a GPU: by one block of threads, or as CUDA graphs."""
+"""How recordings are replayed on a GPU: as one kernel, or as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -23,13 +23,17 @@ Launch = Callable[[], None]
 
 MOST_BLOCKS = 1024  # of a kernel
 STEPS_OF_A_GRAPH = 16
-SMALL = 2_000_000  # floating-point operations of a step, up to which one block runs it all
-BLOCK = 32, 16  # that block
-ALIGNMENT = 16  # bytes, of what lies in its shared memory: as many as a thread copies at a time
+BLOCK = 512, 1  # of the one kernel
+CLUSTER = 8  # blocks, which may be in any cluster
+# floating-point operations of a step up to which it is one kernel: of one block, where the GPU has no clusters or has
+# them, and of a cluster
+OF_LONE_BLOCK, OF_BLOCK, OF_CLUSTER = 2_000_000, 1_000_000, 10_000_000
+KERNELS_OWN = 48 << 10  # bytes of shared memory that a kernel may ask for by itself
+ALIGNMENT = 16  # bytes, of what lies in shared memory: as many as a thread copies at a time
 
 
 class Replay:
-    """A recording on the GPU: training steps of small networks by one block of threads, others as a CUDA graph.
+    """A recording on the GPU: training steps of small networks as one kernel, others as a CUDA graph.
 
     What is replayed reads and writes where arrays were when it was made ready: this owns all of them but those in the
     slots. For others in these, or on another stream, it is made ready anew.
@@ -38,6 +42,8 @@ class Replay:
     def __init__(self, engine: CupyEngine, calls: Sequence[Call]) -> None:
         self._engine, self._calls = engine, calls
         self._room = engine.zeros((room_for(MOST_BLOCKS),), np.float64)
+        arrays = [x for call in calls for x in call.arguments if not isinstance(x, str)]
+        self._bytes = sum(map(len, joined(range(*engine.span(x)) for x in arrays)))
         self._slots: dict[str, Array] = {}
         self._made_for: Any = None
         self._bound = False
@@ -49,10 +55,13 @@ class Replay:
             self._made_for = stream, places
             calls = [(op, [slots[a] if isinstance(a, str) else a for a in arguments]) for op, arguments in self._calls]
             work = sum(op.flops(op.sizes([x.shape for x in arrays[: len(op.inputs)]])) for op, arrays in calls)
-            small = slots and work <= SMALL
-            room = self._room[: room_for(1)] if small else self._room
-            stages = [stage for op, arrays in calls for stage in self._engine.stages(op, arrays, room)]
-            self._run = InOneBlock(self._engine, stages, slots.values()) if small else Graph(self._engine, stages)
+            blocks = blocks_for(work, self._bytes) if slots else 0
+            room = self._room[: room_for(blocks)] if blocks else self._room
+            stages = [stage for op, arrays in calls for stage in self._engine.stages(op, arrays, room, blocks > 0)]
+            if blocks:
+                self._run = OneKernel(self._engine, stages, slots.values(), blocks)
+            else:
+                self._run = Graph(self._engine, stages)
         self._slots, self._bound = slots, True
 
     def run(self, steps: int) -> None:
@@ -98,30 +107,31 @@ class Graph:
         return self._graphs[steps]
 
 
-class InOneBlock:
-    """Stages as one kernel of one block, which takes any number of steps without being launched again.
+class OneKernel:
+    """Stages as one kernel of a few blocks, which takes any number of steps without being launched again.
 
-    It is made of the same kernels, and reads from a table which is next and on what arrays. For the length of a run,
-    these arrays and the table lie in the shared memory of the block, as far as there is room, because a small network's
-    step spends its time on waiting for memory. What lies in the same memory as a slot stays where its owner has it.
+    It is made of the same kernels, and reads from a table which is next and on what arrays. One block keeps these
+    arrays in its shared memory for the length of a run, as far as there is room, because a small network's step spends
+    its time on waiting for memory. What lies in the same memory as a slot stays where its owner has it.
     """
 
-    def __init__(self, engine: CupyEngine, stages: Sequence[Stage], slots: Iterable[Array]) -> None:
+    def __init__(self, engine: CupyEngine, stages: Sequence[Stage], slots: Iterable[Array], blocks: int) -> None:
         kernels = tuple(dict.fromkeys(stage.kernel for stage in stages))
         words: list[int] = []
         pointers: list[int] = []  # those of the words that are addresses
         used: list[range] = []  # the memory behind each
-        for kernel, arrays in stages:
-            words.append(kernels.index(kernel))
-            for kind, name in KERNELS[kernel].parameters:
+        for stage, waits in zip(stages, waiting(engine, stages), strict=True):
+            words += waits, kernels.index(stage.kernel)
+            for kind, name in KERNELS[stage.kernel].parameters:
                 pointers.append(len(words))
-                used.append(range(*engine.span(arrays[name])))
-                words += words_of(arrays[name], kind)
+                used.append(range(*engine.span(stage.arrays[name])))
+                words += words_of(stage.arrays[name], kind)
 
-        self._kernel = module_of_parts(kernels, float_type(stages)).get_function("replay")
+        self._kernel = module_of_parts(kernels, float_type(stages), blocks).get_function("replay")
         room, fixed = shared_memory_of(self._kernel), [range(*engine.span(x)) for x in slots]
-        places = places_for(used, fixed, 8 * len(words), room)
-        self._shared = max((place + len(span) for span, place in places.items()), default=0)
+        places = places_for(used if blocks == 1 else [], fixed, 8 * len(words), room)
+        near = 8 * len(words) <= room
+        self._shared = max((place + len(span) for span, place in places.items()), default=8 * len(words) * near)
         moved = [0] * len(words)
         for at in pointers:
             for span, place in places.items():
@@ -131,10 +141,55 @@ class InOneBlock:
                     break
         spans = [number for span, place in places.items() for number in (span.start, place, len(span))]
         self._tables = [engine.integers(*numbers) for numbers in (words, moved, spans)]
-        self._arguments = [by_value(x, "Integers") for x in self._tables]
+        self._arguments = [*(by_value(x, "Integers") for x in self._tables), np.int64(near)]
+        self._grid = 1, blocks
 
     def __call__(self, steps: int) -> None:
-        self._kernel((1, 1), BLOCK, (*self._arguments, np.int64(steps)), shared_mem=self._shared)
+        self._kernel(self._grid, BLOCK, (*self._arguments, np.int64(steps)), shared_mem=self._shared)
+
+
+def blocks_for(work: int, size: int) -> int:
+    """How many blocks run a training step as one kernel; 0 where a graph is faster.
+
+    Parameters
+    ----------
+    work : int
+        The floating-point operations of a step.
+    size : int
+        Bytes that it reads and writes, but for the user's tables.
+    """
+    device = cupy.cuda.Device()
+    has_clusters = int(device.compute_capability) >= 90
+    fits = size + KERNELS_OWN <= int(device.attributes["MaxSharedMemoryPerBlockOptin"])
+    if fits and work <= (OF_BLOCK if has_clusters else OF_LONE_BLOCK):
+        return 1
+    return CLUSTER if has_clusters and work <= OF_CLUSTER else 0
+
+
+def waiting(engine: CupyEngine, stages: Sequence[Stage]) -> list[bool]:
+    """Which stages have to wait for those before them: for what they use, or for those who still use it.
+
+    The first does, for the last of the step before.
+    """
+    result = []
+    read: list[range] = []  # since somebody waited
+    written: list[range] = []
+    for kernel, arrays, outputs in stages:
+        names = [name for _, name in KERNELS[kernel].parameters]
+        spans = {name: range(*engine.span(arrays[name])) for name in names}
+        changed = [spans[name] for name in names if name in outputs]
+        waits = not result or meet(spans.values(), written) or meet(changed, read)
+        if waits:
+            read, written = [], []
+        read += spans.values()
+        written += changed
+        result.append(waits)
+    return result
+
+
+def meet(some: Iterable[range], others: Sequence[range]) -> bool:
+    """Whether any two ranges have an address in common."""
+    return any(x.start < y.stop and y.start < x.stop for x in some for y in others)
 
 
 def places_for(used: Sequence[range], fixed: Sequence[range], start: int, room: int) -> dict[range, int]:
@@ -187,8 +242,8 @@ def shared_memory_of(kernel: Any) -> int:
 
 
 @functools.cache
-def module_of_parts(kernels: tuple[str, ...], floats: str) -> Any:
-    return cupy.RawModule(code=source_of_parts(kernels, floats), options=OPTIONS)
+def module_of_parts(kernels: tuple[str, ...], floats: str, blocks: int) -> Any:
+    return cupy.RawModule(code=source_of_parts(kernels, floats, blocks), options=OPTIONS)
 
 
 def room_for(blocks: int) -> int:

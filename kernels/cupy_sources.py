@@ -16,6 +16,7 @@ __all__ = [
     "KERNELS",
     "OPTIONS",
     "SOURCES",
+    "WIDE",
     "Kernel",
     "Stage",
     "address",
@@ -30,6 +31,7 @@ __all__ = [
 FILES = "math", "activations", "layers", "losses", "norms", "optim", "fused", "products"
 SOURCES = {name: (Path(__file__).parent / f"cupy_{name}.cu").read_text() for name in (*FILES, "replay")}
 OPTIONS = ("--std=c++17",)
+WIDE = 1024  # columns from which a row gets a block instead of a part of a warp
 TYPES = "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"  # of a Table, in the order of cupy_math.cu
 
 
@@ -42,10 +44,11 @@ class Kernel(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One kernel, and arrays by the names of its parameters."""
+    """One kernel, arrays by the names of its parameters, and the names of those that it writes."""
 
     kernel: str
     arrays: Mapping[str, Array]
+    written: frozenset[str] = frozenset()
 
 
 KERNEL = re.compile(r"^(ELEMENTS|ROWS|COLUMNS|ONE_BLOCK) (\w+)\(([^)]*)\)", re.MULTILINE)
@@ -59,19 +62,22 @@ KERNELS = {
 def source(files: Iterable[str], floats: str) -> str:
     """The kernels of some files for one float type, as CUDA C++."""
     real = {"float32": "float", "float64": "double"}[floats]
-    return "\n".join([f"typedef {real} Real;", SOURCES["math"], *(SOURCES[file] for file in files)])
+    head = f"typedef {real} Real;\nconst int WIDE = {WIDE};"
+    return "\n".join([head, SOURCES["math"], *(SOURCES[file] for file in files)])
 
 
-def source_of_parts(kernels: tuple[str, ...], floats: str) -> str:
-    """One kernel, "replay", of which these are parts."""
+def source_of_parts(kernels: tuple[str, ...], floats: str, blocks: int) -> str:
+    """One kernel, "replay", of which these are parts, for a cluster of so many blocks."""
     cases = []
     for place, name in enumerate(kernels):
-        parameters = KERNELS[name].parameters
-        read = "".join(f"{kind} {of} = next<{kind}>(word); " for kind, of in parameters)
-        cases.append(f"case {place}: {{ {read}{name}({', '.join(of for _, of in parameters)}); break; }}")
+        kernel = KERNELS[name]
+        read = "".join(f"{kind} {of} = next<{kind}>(word); " for kind, of in kernel.parameters)
+        condition = "if (block_of_grid() == 0) " if kernel.pattern == "ONE_BLOCK" else ""
+        call = f"{name}({', '.join(of for _, of in kernel.parameters)});"
+        cases.append(f"case {place}: {{ {read}{condition}{call} break; }}")
     files = [file for file in FILES[1:] if file in {KERNELS[name].file for name in kernels}]
     replay = SOURCES["replay"].replace("CASES", "\n".join(cases))
-    return f"#define PARTS\n{source(files, floats)}\n{replay}"
+    return f"#define PARTS\n#define BLOCKS {blocks}\n{source(files, floats)}\n{replay}"
 
 
 def float_type(stages: Sequence[Stage]) -> str:

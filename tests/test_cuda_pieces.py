@@ -15,7 +15,7 @@ MODULE = standin.engine_module()
 @pytest.fixture
 def engine(monkeypatch):
     """An engine with a GPU that is full, and pieces of 400 bytes."""
-    monkeypatch.setattr(standin.replay_module(), "SMALL", 0)
+    monkeypatch.setattr(standin.replay_module(), "blocks_for", lambda *_: 0)
     monkeypatch.setattr(MODULE, "PIECE_BYTES", 400)
     monkeypatch.setattr(standin, "free", {"device": 0, "pool": 0})
     return standin.engine_on_host()

@@ -1,4 +1,4 @@
-"""Models on the GPU engine, replayed in one block and as graphs: on a GPU where there is one, else on the host."""
+"""Models on the GPU engine, replayed as one kernel and as graphs: on a GPU where there is one, else on the host."""
 
 import copy
 import importlib
@@ -24,9 +24,11 @@ def engine():
     return fastbp.engine("cupy") if ON_GPU else standin.engine_on_host()
 
 
-@pytest.fixture(params=["in one block", "as a graph"])
+@pytest.fixture(params=[1, 8, 0], ids=["in one block", "in a cluster", "as a graph"])
 def way(request, monkeypatch):
-    monkeypatch.setattr(MODULE, "SMALL", 10**9 if request.param == "in one block" else 0)
+    if ON_GPU and request.param > 1 and int(MODULE.cupy.cuda.Device().compute_capability) < 90:
+        pytest.skip("the GPU has no clusters")
+    monkeypatch.setattr(MODULE, "blocks_for", lambda *_: request.param)
     return request.param
 
 

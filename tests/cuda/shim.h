@@ -14,11 +14,12 @@
 #include <utility>
 #include <vector>
 
-using std::exp, std::expm1, std::fabs, std::floor, std::fmax, std::log, std::log1p, std::pow, std::sqrt, std::tanh;
+using std::exp, std::expm1, std::fabs, std::floor, std::fmax, std::log, std::log1p, std::max, std::min, std::pow, std::sqrt, std::tanh;
 
 #define __global__
 #define __device__
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __shared__ static __attribute__((section("shared_memory")))
 extern "C" char __start_shared_memory, __stop_shared_memory;
 __shared__ __attribute__((used)) char always_some[16];
@@ -26,6 +27,15 @@ extern "C" size_t shared_size() { return &__stop_shared_memory - &__start_shared
 static char *dynamic_shared_memory; // as much as the launch asks for, and not a byte more
 
 template <class Real> Real normcdf(Real x) { return std::erfc(-x * Real(M_SQRT1_2)) / 2; }
+static int __clz(int x) { return x ? __builtin_clz(x) : 32; }
+template <class To, class From> To bits_as(From x)
+{
+    To to;
+    memcpy(&to, &x, sizeof(To));
+    return to;
+}
+static float __int_as_float(int x) { return bits_as<float>(x); }
+static double __longlong_as_double(long long x) { return bits_as<double>(x); }
 static unsigned long long __umul64hi(unsigned long long x, unsigned long long y)
 {
     return (unsigned __int128)x * y >> 64;
@@ -36,20 +46,21 @@ struct dim3 {
 };
 static dim3 gridDim, blockDim, blockIdx, threadIdx;
 
-enum State { RUNS, AT_BARRIER, IN_SHUFFLE, DONE };
+enum State { RUNS, AT_BARRIER, AT_CLUSTER_BARRIER, IN_SHUFFLE, DONE };
 struct Fiber {
-    std::vector<char> stack;
+    char *stack;
     void *place[5]; // where it goes on
     State state;
     dim3 thread;
-    int shuffles;
+    unsigned group; // of a shuffle: a bit for each thread of the warp
+    int distance;
+    double value;
 };
 static std::vector<Fiber *> fibers;
 static void *scheduler[5];
 static int running;
 static void (*work)();
 static std::mt19937 shuffled;
-static double exchanged[2][1024];
 
 static __attribute__((noinline)) void jump(void **to) { __builtin_longjmp(to, 1); }
 static __attribute__((noinline)) void leave(void **from, void **to)
@@ -77,18 +88,20 @@ static void life()
 static __attribute__((noinline)) void make_fiber()
 {
     Fiber *made = new Fiber;
-    made->stack.resize(1 << 17);
+    made->stack = (char *)malloc(1 << 17); // of which little is touched
     running = fibers.size();
     fibers.push_back(made);
     ucontext_t context;
     getcontext(&context);
-    context.uc_stack = {made->stack.data(), 0, made->stack.size()};
+    context.uc_stack = {made->stack, 0, 1 << 17};
     makecontext(&context, life, 0);
     if (!__builtin_setjmp(scheduler))
         setcontext(&context);
 }
 
 static void __syncthreads() { wait_in(AT_BARRIER); }
+static void __cluster_barrier_arrive() {}
+static void __cluster_barrier_wait() { wait_in(AT_CLUSTER_BARRIER); }
 static void __threadfence() {}
 static unsigned atomicInc(unsigned *x, unsigned last)
 {
@@ -97,16 +110,15 @@ static unsigned atomicInc(unsigned *x, unsigned last)
     return old;
 }
 
-static double __shfl_xor_sync(unsigned, double x, int distance)
+static double __shfl_xor_sync(unsigned group, double x, int distance)
 {
-    // two sides in turn, so that a value is not overwritten before all have read it
-    int me = running, side = fibers[me]->shuffles++ % 2;
-    exchanged[side][me] = x;
+    Fiber *me = fibers[running];
+    me->group = group, me->distance = distance, me->value = x;
     wait_in(IN_SHUFFLE);
-    return exchanged[side][me ^ distance];
+    return me->value;
 }
 
-// Let go on the `count` threads from `first` on, if they all wait in `state`.
+// Let the `count` threads from `first` on go on, if they all wait in `state`.
 static bool release(int first, int count, State state)
 {
     for (int i = first; i < first + count; i++)
@@ -115,6 +127,31 @@ static bool release(int first, int count, State state)
     for (int i = first; i < first + count; i++)
         fibers[i]->state = RUNS;
     return true;
+}
+
+// Let each group of a warp's threads go on whose all wait in the same shuffle; whether there is one.
+static bool release_groups(int first, int count)
+{
+    bool any = false;
+    for (int i = 0; i < count; i++) {
+        Fiber **warp = &fibers[first], *one = warp[i];
+        if (one->state != IN_SHUFFLE || !(one->group >> i & 1))
+            continue;
+        double values[32];
+        bool all = true;
+        for (int j = 0; j < 32; j++)
+            if (one->group >> j & 1) {
+                all = all && j < count && warp[j]->state == IN_SHUFFLE && warp[j]->group == one->group;
+                values[j] = all ? warp[j]->value : 0;
+            }
+        for (int j = 0; all && j < 32; j++)
+            if (one->group >> j & 1) {
+                warp[j]->value = values[j ^ warp[j]->distance];
+                warp[j]->state = RUNS;
+                any = true;
+            }
+    }
+    return any;
 }
 
 static void run_warp(int first, int count)
@@ -129,28 +166,49 @@ static void run_warp(int first, int count)
     }
 }
 
-// Whether all threads came to their end, and none waits in vain for another.
-static bool run_block(int threads, size_t dynamic)
+static void run_block(int first, int threads)
 {
-    memset(&__start_shared_memory, 0xff, shared_size());
-    memset(dynamic_shared_memory, 0xff, dynamic);
-    while ((int)fibers.size() < threads)
-        make_fiber();
-    for (int i = 0; i < threads; i++) {
-        fibers[i]->state = RUNS;
-        fibers[i]->shuffles = 0;
-        fibers[i]->thread = {i % blockDim.x, i / blockDim.x, 0};
-    }
     std::vector<int> warps((threads + 31) / 32);
     std::iota(warps.begin(), warps.end(), 0);
     do { // each warp as far as it can come alone, one after the other
         std::shuffle(warps.begin(), warps.end(), shuffled);
         for (int warp : warps)
             do
-                run_warp(32 * warp, std::min(32, threads - 32 * warp));
-            while (release(32 * warp, std::min(32, threads - 32 * warp), IN_SHUFFLE));
-    } while (release(0, threads, AT_BARRIER));
-    if (std::all_of(fibers.begin(), fibers.begin() + threads, [](Fiber *fiber) { return fiber->state == DONE; }))
+                run_warp(first + 32 * warp, std::min(32, threads - 32 * warp));
+            while (release_groups(first + 32 * warp, std::min(32, threads - 32 * warp)));
+    } while (release(first, threads, AT_BARRIER));
+}
+
+// Run blocks at the same time, each as far as it can come alone. Whether all threads came to their end, and none waits
+// in vain for another.
+static bool run_cluster(std::vector<unsigned> blocks, int threads, size_t dynamic)
+{
+    std::vector<std::vector<char>> shared(blocks.size(), std::vector<char>(shared_size(), 0xff));
+    std::vector<char *> dynamics(blocks.size());
+    for (char *&memory : dynamics)
+        posix_memalign((void **)&memory, 16, dynamic), memset(memory, 0xff, dynamic);
+    while (fibers.size() < blocks.size() * threads)
+        make_fiber();
+    for (unsigned i = 0; i < blocks.size() * threads; i++) {
+        fibers[i]->state = RUNS;
+        fibers[i]->thread = {i % threads % blockDim.x, i % threads / blockDim.x, 0};
+    }
+    std::vector<unsigned> order(blocks.size());
+    std::iota(order.begin(), order.end(), 0);
+    do {
+        std::shuffle(order.begin(), order.end(), shuffled);
+        for (unsigned block : order) {
+            blockIdx = {blocks[block] % gridDim.x, blocks[block] / gridDim.x, 0};
+            dynamic_shared_memory = dynamics[block];
+            memcpy(&__start_shared_memory, shared[block].data(), shared_size());
+            run_block(block * threads, threads);
+            memcpy(shared[block].data(), &__start_shared_memory, shared_size());
+        }
+    } while (release(0, blocks.size() * threads, AT_CLUSTER_BARRIER));
+    for (char *memory : dynamics)
+        free(memory);
+    if (std::all_of(fibers.begin(), fibers.begin() + blocks.size() * threads,
+                    [](Fiber *fiber) { return fiber->state == DONE; }))
         return true;
     fibers.clear();
     return false;
@@ -166,7 +224,7 @@ template <class... Parameters> struct Call {
 // Launch as the driver does; 0, or 1 + the place of the first argument whose size is not that of its parameter, or -1
 // where threads wait in vain.
 template <class... Parameters>
-int launch(void (*kernel)(Parameters...), const unsigned *grid, const unsigned *block, size_t dynamic, void **arguments,
+int launch(int together, void (*kernel)(Parameters...), const unsigned *grid, const unsigned *block, size_t dynamic, void **arguments,
            const size_t *sizes, size_t count)
 {
     const size_t wanted[] = {sizeof(Parameters)...};
@@ -182,13 +240,9 @@ int launch(void (*kernel)(Parameters...), const unsigned *grid, const unsigned *
     for (unsigned i = 0; i < blocks.size(); i++)
         blocks[i] = i;
     std::shuffle(blocks.begin(), blocks.end(), shuffled);
-    posix_memalign((void **)&dynamic_shared_memory, 16, dynamic);
-    bool done = true;
-    for (unsigned i : blocks) {
-        blockIdx = {i % grid[0], i / grid[0], 0};
-        done = done && run_block(block[0] * block[1], dynamic);
-    }
-    free(dynamic_shared_memory);
+    bool done = blocks.size() % together == 0;
+    for (unsigned i = 0; i < blocks.size(); i += together)
+        done = done && run_cluster({&blocks[i], &blocks[i] + together}, block[0] * block[1], dynamic);
     return done ? 0 : -1;
 }
 
@@ -196,5 +250,5 @@ int launch(void (*kernel)(Parameters...), const unsigned *grid, const unsigned *
     extern "C" int launch_##name(const unsigned *grid, const unsigned *block, size_t dynamic, void **arguments, \
                                  const size_t *sizes, size_t count) \
     { \
-        return launch(name, grid, block, dynamic, arguments, sizes, count); \
+        return launch(BLOCKS, name, grid, block, dynamic, arguments, sizes, count); \
     }

@@ -10,6 +10,7 @@ import pytest
 
 import fastbp
 from fastbp.conformance import keep
+from fastbp.kernels import cupy_sources
 from fastbp.kernels.cupy_sources import KERNELS, SOURCES
 from fastbp.kernels.ops import OPS
 from fastbp.trial import FLOATS, SIZES, Trial
@@ -23,13 +24,14 @@ ENGINE = standin.engine_module()
 BY_ROW = {name for name, kernel in KERNELS.items() if kernel.pattern == "ROWS"}
 OF_ROWS = [name for name in OPS if BY_ROW.intersection(ENGINE.STAGES.get(name, (name,)))]
 BARRIER = "__syncthreads();"
-# an op that needs it, for each barrier of a file; the fifth of `math` is between blocks, which run one by one;
-# that of `replay` is no op's
+# an op that needs it, for each barrier of a file; the fifth of `math` is between blocks, which run one by one; without
+# an op, it matters where kernels are parts of one
 BARRIERS = {
     "math": ["softmax_forward", "softmax_forward", "batch_statistics", "batch_statistics", "", "softmax_cross_entropy"],
     "layers": ["next_batch"],
     "optim": ["adam"],
-    "replay": [""],
+    "products": ["", ""],
+    "replay": ["", "", ""],
 }
 
 
@@ -41,7 +43,11 @@ def engine():
 @pytest.fixture
 def narrow(monkeypatch):
     """Make rows count as wide that are not, so that they get a block each."""
-    monkeypatch.setattr(ENGINE, "WIDE", 20)
+    for part in (ENGINE, cupy_sources):
+        monkeypatch.setattr(part, "WIDE", 20)
+    ENGINE.module.cache_clear()
+    yield
+    ENGINE.module.cache_clear()
 
 
 @pytest.fixture
@@ -105,8 +111,10 @@ def test_barriers_are_counted():
 @pytest.mark.parametrize(
     ("file", "old", "new", "name"),
     [
-        ("math", "data[i * step + j]", "data[i * step + j + 1]", "relu_forward"),
-        ("math", "j < (n); j += blockDim.x", "j < (n) - 1; j += blockDim.x", "softmax_forward"),
+        ("math", "data[i * (Index)step + j]", "data[i * (Index)step + j + 1]", "relu_forward"),
+        ("math", "j < (n); j += lanes.count", "j < (n) - 1; j += lanes.count", "softmax_forward"),
+        ("math", "& -count", "& -count / 2", "softmax_forward"),
+        ("math", "distance >= lanes.count", "distance > lanes.count", "dense_bias_grad"),
         ("math", "i < grid_size();", "i < grid_size() - 1;", "softmax_cross_entropy"),
         ("math", "int warp = 1;", "int warp = 2;", "layer_norm_forward"),
         ("losses", "(j == t[i])", "(j == t[i] + 1)", "softmax_cross_entropy_backward"),
