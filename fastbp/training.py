@@ -63,6 +63,7 @@ class Trainer:
         self._room: int | None = None  # for so many rows of it; None for all
         self._tables: dict[str, Array] = {}
         self._slots: dict[str, Array] = {}
+        self._numbers: dict[tuple[str, int], Array] = {}  # slots for pieces, where a replay may find them again
 
     def __enter__(self) -> Self:
         return self
@@ -79,6 +80,7 @@ class Trainer:
         if data is not self._whole:
             self._bound.close()
             self._whole, self._data, self._tables, self._slots = data, None, {}, {}  # room for the new tables
+            self._numbers.clear()
             self._room = self._model.engine.rows_at_a_time(present(data))
         if self._room is None:
             self._replays = self._prepare(data, self._plan(len(data.X), batch_size))
@@ -164,9 +166,9 @@ class Trainer:
             self._data = data
             tables = {"X": data.X, "y": data.y, "weights": data.weights}
             self._tables = {name: engine.table(x) for name, x in tables.items() if x is not None}
-        slots = self._tables | {"order": engine.table(np.arange(len(data.X)))}
+        slots = self._tables | {"order": self._numbers_for("order", np.arange(len(data.X)))}
         if optimizer is not None and optimizer.schedule is not None:
-            slots["rates"] = engine.zeros((updates_of(plan) or 1,), np.float64)
+            slots["rates"] = self._numbers_for("rates", np.zeros(updates_of(plan) or 1))
         self._slots = slots
         tapes: dict[tuple[str, int], Tape] = {}
         for kind, batch, _ in plan:
@@ -180,6 +182,15 @@ class Trainer:
                     layer.forget()
             self._memory, self._run = model.memory, Run(model, watched=self._watched)
         return [(tapes[kind, batch], times) for kind, batch, times in plan]
+
+    def _numbers_for(self, slot: str, numbers: Array) -> Array:
+        """Numbers for a slot, which may be overwritten; pieces of one size share theirs, where only rates are."""
+        if self._room is None:
+            return self._model.engine.asarray(numbers)
+        key = slot, len(numbers)
+        if key not in self._numbers:
+            self._numbers[key] = self._model.engine.asarray(numbers)
+        return self._numbers[key]
 
     @staticmethod
     def _needs(kind: str, slot: str) -> bool:

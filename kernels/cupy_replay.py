@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import cupy
@@ -22,6 +22,7 @@ __all__ = ["MOST_BLOCKS", "Graph", "Launch", "Replay", "room_for", "run_all"]
 Launch = Callable[[], None]
 
 MOST_BLOCKS = 1024  # of a kernel
+MOST_READY = 4  # as many as there are for tables that come by pieces: in two places, a whole or the last one
 STEPS_OF_A_GRAPH = 16
 BLOCK = 512, 1  # of the one kernel
 CLUSTER = 8  # blocks, which may be in any cluster
@@ -36,7 +37,7 @@ class Replay:
     """A recording on the GPU: training steps of small networks as one kernel, others as a CUDA graph.
 
     What is replayed reads and writes where arrays were when it was made ready: this owns all of them but those in the
-    slots. For others in these, or on another stream, it is made ready anew.
+    slots. For others in these, or on another stream, it is made ready anew, unless they lie where some lay lately.
     """
 
     def __init__(self, engine: CupyEngine, calls: Sequence[Call]) -> None:
@@ -45,32 +46,35 @@ class Replay:
         arrays = [x for call in calls for x in call.arguments if not isinstance(x, str)]
         self._bytes = sum(map(len, joined(range(*engine.span(x)) for x in arrays)))
         self._slots: dict[str, Array] = {}
-        self._made_for: Any = None
-        self._bound = False
+        self._ready: dict[Any, Callable[[int], None]] = {}
+        self._run: Callable[[int], None] | None = None
 
     def bind(self, **slots: Array) -> None:
-        stream = cupy.cuda.get_current_stream().ptr
-        places = [(name, address(x), x.shape, x.strides, x.dtype) for name, x in slots.items()]
-        if self._made_for != (stream, places):
-            self._made_for = stream, places
-            calls = [(op, [slots[a] if isinstance(a, str) else a for a in arguments]) for op, arguments in self._calls]
-            work = sum(op.flops(op.sizes([x.shape for x in arrays[: len(op.inputs)]])) for op, arrays in calls)
-            blocks = blocks_for(work, self._bytes) if slots else 0
-            room = self._room[: room_for(blocks)] if blocks else self._room
-            stages = [stage for op, arrays in calls for stage in self._engine.stages(op, arrays, room, blocks > 0)]
-            if blocks:
-                self._run = OneKernel(self._engine, stages, slots.values(), blocks)
-            else:
-                self._run = Graph(self._engine, stages)
-        self._slots, self._bound = slots, True
+        places = ((name, address(x), x.shape, x.strides, x.dtype) for name, x in slots.items())
+        key = cupy.cuda.get_current_stream().ptr, *places
+        if key not in self._ready:
+            while len(self._ready) >= MOST_READY:
+                del self._ready[next(iter(self._ready))]
+            self._ready[key] = self._made_ready(slots)
+        self._slots, self._run = slots, self._ready[key]
 
     def run(self, steps: int) -> None:
-        if self._bound and steps:
+        if self._run is not None and steps:
             self._run(steps)
 
     def release(self) -> None:
         if self._slots:
-            self._slots, self._bound = {}, False
+            self._slots, self._run = {}, None
+
+    def _made_ready(self, slots: Mapping[str, Array]) -> Callable[[int], None]:
+        calls = [(op, [slots[a] if isinstance(a, str) else a for a in arguments]) for op, arguments in self._calls]
+        work = sum(op.flops(op.sizes([x.shape for x in arrays[: len(op.inputs)]])) for op, arrays in calls)
+        blocks = blocks_for(work, self._bytes) if slots else 0
+        room = self._room[: room_for(blocks)] if blocks else self._room
+        stages = [stage for op, arrays in calls for stage in self._engine.stages(op, arrays, room, blocks > 0)]
+        if blocks:
+            return OneKernel(self._engine, stages, slots.values(), blocks)
+        return Graph(self._engine, stages)
 
 
 class Graph:
@@ -171,7 +175,7 @@ def waiting(engine: CupyEngine, stages: Sequence[Stage]) -> list[bool]:
 
     The first does, for the last of the step before.
     """
-    result = []
+    result: list[bool] = []
     read: list[range] = []  # since somebody waited
     written: list[range] = []
     for kernel, arrays, outputs in stages:

@@ -5,17 +5,19 @@ import threading
 import numpy as np
 import pytest
 
-from .checks import small_data, small_model, state_of
+import fastbp
+
+from .checks import assert_same_parameters, small_data, small_model, state_of
 from .cuda import standin
 
 pytestmark = pytest.mark.skipif(standin.COMPILER is None, reason="needs g++")
-MODULE = standin.engine_module()
+MODULE, REPLAY = standin.engine_module(), standin.replay_module()
 
 
 @pytest.fixture
 def engine(monkeypatch):
     """An engine with a GPU that is full, and pieces of 400 bytes."""
-    monkeypatch.setattr(standin.replay_module(), "blocks_for", lambda *_: 0)
+    monkeypatch.setattr(REPLAY, "blocks_for", lambda *_: 0)
     monkeypatch.setattr(MODULE, "PIECE_BYTES", 400)
     monkeypatch.setattr(standin, "free", {"device": 0, "pool": 0})
     return standin.engine_on_host()
@@ -69,6 +71,26 @@ def test_pieces_lie_in_two_places(engine):
     pieces = ([np.zeros((2, 3))] for _ in range(5))
     places = [x.data.ptr for (x,) in engine.ahead(pieces)]
     assert places[0] != places[1] and places == [*places[:2] * 2, places[0]]
+
+
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_what_was_made_ready_for_a_place_serves_the_next_piece_there(engine, monkeypatch, blocks):
+    """Thirteen pieces: whole ones in either place, and a smaller last one."""
+    monkeypatch.setattr(REPLAY, "blocks_for", lambda *_: blocks)
+    kind, made = ("OneKernel" if blocks else "Graph"), []
+    make = getattr(REPLAY, kind)
+    monkeypatch.setattr(REPLAY, kind, lambda engine, *given: made.append(given) or make(engine, *given))
+    X, y = np.random.default_rng(0).standard_normal((100, 4)), np.arange(100) % 3
+    model, expected = small_model(engine), small_model("numpy")
+    for each in (model, expected):
+        each.optimizer.schedule = fastbp.CosineAnnealingLR(1)
+    with model.training() as trainer:
+        trainer.bind(model.checked(X, y), 4)
+        made.clear()
+        trainer.epoch()
+    assert 1 <= len(made) <= 3
+    expected.fit(X, y, epochs=1, batch_size=4, shuffle=False, verbose=False)
+    assert_same_parameters(model, expected, rtol=1e-8)
 
 
 def test_what_cannot_be_read_is_said(engine):
