@@ -200,7 +200,7 @@ class Perceptron(BaseEstimator):
                 fit_lbfgs(self, model, data, constant)
         finally:
             self._expose(model)
-        if not np.isfinite(model.engine.asnumpy(model.memory.parameters)).all():
+        if not model.engine.is_finite(model.memory.parameters):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
                 "preprocessed."

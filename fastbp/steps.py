@@ -315,7 +315,7 @@ class Run:
             self._take_snapshot()
 
     def _weights_are_finite(self) -> bool:
-        return bool(np.isfinite(self._model.engine.asnumpy(self._model.memory.parameters)).all())
+        return self._model.engine.is_finite(self._model.memory.parameters)
 
     def _arrays(self) -> list[Array]:
         """What goes back. It lies where it did when this was made, or another `Run` has taken over."""

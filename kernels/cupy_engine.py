@@ -119,6 +119,9 @@ class CupyEngine(Engine):
         array: Array = cupy.asnumpy(x)
         return array
 
+    def is_finite(self, x: Array) -> bool:
+        return bool(cupy.isfinite(x).all())  # a byte comes back
+
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         array: Array = cupy.empty(shape, dtype)
         return array

@@ -122,6 +122,10 @@ class Engine(OpCaller):
     def asnumpy(self, x: Array) -> Array:
         return np.asarray(x)
 
+    def is_finite(self, x: Array) -> bool:
+        """Whether an array of this engine holds finite numbers only."""
+        return bool(np.isfinite(self.asnumpy(x)).all())
+
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Uninitialised memory that starts on a 256-byte boundary, as vector loads and caches like it."""
         dtype = np.dtype(dtype)

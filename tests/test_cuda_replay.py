@@ -115,8 +115,10 @@ def test_an_epoch_neither_allocates_nor_waits(engine, way):
         tape.run(steps)
         assert not standin.counted
         standin.counted.clear()
+        standin.copied.clear()
         trainer.epoch()
         assert standin.counted["allocations"] == standin.counted["uploads"] == 0
+        assert max(standin.copied) == 16  # bytes: of the loss and how much it is of
 
 
 @on_host

@@ -76,6 +76,7 @@ class ndarray:  # noqa: N801  as CuPy names it
 
     def get(self):
         counted["copies to the host"] += 1
+        copied.append(self.nbytes)
         return self._array.copy("C")
 
     def set(self, array, stream):
@@ -115,6 +116,7 @@ def wrap(x):
 
 
 counted = collections.Counter()  # what waits for a GPU, or takes memory of it
+copied: list = []  # bytes, to the host
 free = {"device": 10**12, "pool": 0}  # bytes
 
 
@@ -320,6 +322,7 @@ cupy.__dict__.update(
     zeros=zeros,
     asarray=asarray,
     ascontiguousarray=ascontiguousarray,
+    isfinite=lambda x: wrap(np.isfinite(own(x))),
     asnumpy=lambda x: x.get() if isinstance(x, ndarray) else np.asarray(x),
     byte_bounds=lambda x: np.lib.array_utils.byte_bounds(x._array),
     RawModule=RawModule,
