@@ -1,6 +1,6 @@
 """All that is to be seen of the engine "cupy" on a GPU, in parts that resume, within 8 minutes.
 
-    python benchmarks/gpu.py [--json FILE] [--again] [--parts about check ...]
+    python benchmarks/gpu.py [--json FILE] [--again] [--parts about "bench 2-64-3" ...]
 
 Each part runs in a process of its own, and its result is in the file as soon as it is there; the next call goes on with
 those that are missing or have failed. The exit status is 0 where all parts have passed.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import itertools
 import json
 import platform
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -32,14 +34,16 @@ SECONDS = 480
 # the network, its batch, steps of an epoch, precisions, and how many times as long others should take at least: torch
 # as it is, and the best of the rest
 CASES = {
-    "2-64-3": (300, 200, ["fp32"], 30, 3),
-    "30-100-2": (200, 200, ["fp32"], 30, 3),
-    "64-128-10": (32, 400, ["fp32"], 30, 3),
+    "2-64-3": (300, 1000, ["fp32"], 30, 3),
+    "30-100-2": (200, 1000, ["fp32"], 30, 3),
+    "64-128-10": (32, 1000, ["fp32"], 30, 3),
     "784-512-256-10": (128, 400, ["fp32"], 8, 1.2),
     "4096-4096-4096-4096": (8192, 8, ["tf32", "bf16"], 1.2, 1.0),
 }
-LR, REPEATS = 0.01, 5
-Run = Callable[[int], Any]  # so many epochs, and all is done when it comes back
+# networks and batches about as large as those between which kernels/cupy_replay.py draws a line
+LINES = {"2-64-3": 300, "64-128-10": 32, "30-100-2": 200, "64-512-10": 32, "128-256-128-10": 64, "256-256-10": 128}
+ENGINE, LR, REPEATS = "cupy", 0.01, 5
+Run = Callable[[int], list[float]]  # trains for so many epochs, and gives the seconds of each
 
 
 class NoGPU(RuntimeError):
@@ -122,11 +126,11 @@ def tests() -> dict[str, Any]:
 
 
 def sanitizer() -> dict[str, Any]:
-    """Some ops under compute-sanitizer, where it is installed and works."""
+    """Some ops, and small networks in each way, under compute-sanitizer, where it is installed and works."""
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         return {"passed": True, "skipped": "there is no compute-sanitizer"}
-    code = "import fastbp; assert fastbp.check('cupy', ['softmax_cross_entropy', 'batch_norm_backward', 'adam']).passed"
+    code = "from fastbp.benchmarks import gpu; gpu.some_work()"
     outputs = {}
     for kind in ("memcheck", "racecheck"):
         command = [tool, f"--tool={kind}", "--error-exitcode=9", sys.executable, "-c", code]
@@ -135,33 +139,75 @@ def sanitizer() -> dict[str, Any]:
     return {"passed": all(output["status"] == 0 for output in outputs.values()), **outputs}
 
 
-def bench() -> dict[str, Any]:
-    """Microseconds a step of each network, beside torch and jax in the same run and precision."""
+def some_work() -> None:
+    assert fastbp.check("cupy", ["softmax_cross_entropy", "batch_norm_backward", "adam"]).passed
+    print(in_each_way([30, 64, 10], batch=50, steps=3))
+
+
+def bench(name: str) -> dict[str, Any]:
+    """Microseconds a step of a network, beside torch and jax in the same run and precision."""
+    batch, steps, precisions, *targets = CASES[name]
+    contenders = {
+        "fastbp": by_fastbp,
+        "torch eager": functools.partial(by_torch, way="eager"),
+        "torch graph": functools.partial(by_torch, way="graph"),
+        "jax scan": by_jax,
+        "torch compiled": functools.partial(by_torch, way="compiled"),
+    }
     results = []
-    for name, (batch, steps, precisions, *targets) in CASES.items():
-        for precision in precisions:
-            contenders = {"fastbp": by_fastbp, "torch eager": by_torch(captured=False)}
-            contenders |= {"torch graph": by_torch(captured=True), "jax scan": by_jax}
-            us: dict[str, Any] = {}
-            for contender, prepare in contenders.items():
-                try:
-                    run = prepare([int(n) for n in name.split("-")], batch, steps, precision)
-                    run(1)
-                    us[contender] = sorted(1e6 * timed(run) / steps for _ in range(REPEATS))
-                except ImportError:
-                    us[contender] = "not installed"
-                except Exception as error:  # of another library; the others still count
-                    us[contender] = repr(error)
-            results.append(
-                {"network": name, "batch": batch, "precision": precision, "us_per_step": us, **judged(us, *targets)}
-            )
+    for precision in precisions:
+        us: dict[str, Any] = {}
+        for contender, prepare in contenders.items():
+            try:
+                run = prepare(sizes_of(name), batch, steps, precision)
+                run(1)
+                us[contender] = sorted(1e6 * seconds / steps for seconds in run(REPEATS))
+            except ImportError:
+                us[contender] = "not installed"
+            except Exception as error:  # of another library; the others still count
+                us[contender] = repr(error)
+        results.append({"batch": batch, "precision": precision, "us_per_step": us, **judged(us, *targets)})
     return {"passed": all(isinstance(r["us_per_step"]["fastbp"], list) for r in results), "results": results}
 
 
-def timed(run: Run) -> float:
-    start = time.perf_counter()
-    run(1)
-    return time.perf_counter() - start
+def sizes_of(network: str) -> list[int]:
+    return [int(n) for n in network.split("-")]
+
+
+def ways(steps: int = 500) -> dict[str, Any]:
+    """Microseconds a step of small networks as one kernel of a block, of a cluster, and as a graph."""
+    return {"us_per_step": {name: in_each_way(sizes_of(name), batch, steps) for name, batch in LINES.items()}}
+
+
+def in_each_way(sizes: list[int], batch: int, steps: int) -> dict[str, Any]:
+    """What a network's step takes, in operations and bytes, and in microseconds, one way or another."""
+    from fastbp.kernels import cupy_replay
+
+    found: dict[str, Any] = {}
+    for way, blocks in {"block": 1, "cluster": cupy_replay.CLUSTER, "graph": 0}.items():
+
+        def chosen(work: int, size: int, blocks: int = blocks) -> int:
+            found.update(operations=work, bytes=size)
+            return blocks
+
+        with mock.patch.object(cupy_replay, "blocks_for", chosen):
+            try:
+                seconds = by_fastbp(sizes, batch, steps, "fp32")(REPEATS)
+                found[way] = 1e6 * statistics.median(seconds) / steps
+            except Exception as error:  # of a GPU that has no clusters
+                found[way] = repr(error)
+    return found
+
+
+def each_timed(epoch: Callable[[], object]) -> Run:
+    """A run of epochs each of which is done when it comes back."""
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        epoch()
+        return time.perf_counter() - start
+
+    return lambda epochs: [seconds() for _ in range(epochs)]
 
 
 def judged(us: dict[str, Any], eager: float, best: float) -> dict[str, Any]:
@@ -183,54 +229,69 @@ def data_for(sizes: list[int], batch: int, steps: int) -> tuple[np.ndarray, np.n
 def by_fastbp(sizes: list[int], batch: int, steps: int, precision: str) -> Run:
     layers = [part for k, n in itertools.pairwise(sizes) for part in (fastbp.Dense(k, n), fastbp.ReLU())][:-1]
     model = fastbp.Sequential(
-        layers, loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.SGD(LR), engine="cupy", precision=precision, seed=0
+        layers, loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.SGD(LR), engine=ENGINE, precision=precision, seed=0
     )
     X, y = data_for(sizes, batch, steps)
-    model.fit(X, y, epochs=1, batch_size=batch, verbose=False)
-    return lambda epochs: model.fit(X, y, epochs=epochs, batch_size=batch, shuffle=False, verbose=False)
+
+    def run(epochs: int) -> list[float]:
+        """After one epoch, at the start of which the data come to the GPU, as others have them there already."""
+        ends: list[float] = []
+        options: dict[str, Any] = {"batch_size": batch, "shuffle": False, "verbose": False}
+        model.fit(X, y, epochs=epochs + 1, callbacks=[lambda *_: ends.append(time.perf_counter())], **options)
+        return [end - start for start, end in itertools.pairwise(ends)]
+
+    return run
 
 
-def by_torch(captured: bool) -> Callable[..., Run]:
-    def prepare(sizes: list[int], batch: int, steps: int, precision: str) -> Run:
-        import torch
+def by_torch(sizes: list[int], batch: int, steps: int, precision: str, way: str) -> Run:
+    import torch
 
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        modules = [m for k, n in itertools.pairwise(sizes) for m in (torch.nn.Linear(k, n), torch.nn.ReLU())]
-        model = torch.nn.Sequential(*modules[:-1]).cuda()
-        optimizer = torch.optim.SGD(model.parameters(), LR)
-        X, y = (torch.from_numpy(x).cuda() for x in data_for(sizes, batch, steps))
-        x, t = X[:batch].clone(), y[:batch].clone()
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    modules = [m for k, n in itertools.pairwise(sizes) for m in (torch.nn.Linear(k, n), torch.nn.ReLU())]
+    model = torch.nn.Sequential(*modules[:-1]).cuda()
+    optimizer = torch.optim.SGD(model.parameters(), LR)
+    X, y = (torch.from_numpy(x).cuda() for x in data_for(sizes, batch, steps))
 
-        def step() -> None:
-            optimizer.zero_grad(set_to_none=False)
-            with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-                loss = torch.nn.functional.cross_entropy(model(x), t)
-            loss.backward()
-            optimizer.step()
+    def loss_of(x: Any, t: Any) -> Any:
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+            return torch.nn.functional.cross_entropy(model(x), t)
 
-        replay = step
-        if captured:
-            side = torch.cuda.Stream()
-            with torch.cuda.stream(side):
-                for _ in range(3):
-                    step()
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                step()
-            replay = graph.replay
+    loss = torch.compile(loss_of, mode="max-autotune") if way == "compiled" else loss_of
 
-        def run(epochs: int) -> None:
-            for _ in range(epochs):
-                for start in range(0, len(X), batch):
-                    x.copy_(X[start : start + batch])
-                    t.copy_(y[start : start + batch])
-                    replay()
-            torch.cuda.synchronize()
+    def step(x: Any, t: Any) -> None:
+        optimizer.zero_grad(set_to_none=way != "graph")
+        loss(x, t).backward()
+        optimizer.step()
 
-        return run
+    replay = captured(step, X[:batch].clone(), y[:batch].clone()) if way == "graph" else step
 
-    return prepare
+    def epoch() -> None:
+        for start in range(0, len(X), batch):
+            replay(X[start : start + batch], y[start : start + batch])
+        torch.cuda.synchronize()
+
+    return each_timed(epoch)
+
+
+def captured(step: Callable[[Any, Any], None], x: Any, t: Any) -> Callable[[Any, Any], None]:
+    """A step of torch as a CUDA graph, which takes its samples from `x` and `t`."""
+    import torch
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step(x, t)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(x, t)
+
+    def replay(samples: Any, labels: Any) -> None:
+        x.copy_(samples)
+        t.copy_(labels)
+        graph.replay()
+
+    return replay
 
 
 def by_jax(sizes: list[int], batch: int, steps: int, precision: str) -> Run:
@@ -259,18 +320,21 @@ def by_jax(sizes: list[int], batch: int, steps: int, precision: str) -> Run:
         loss, gradients = jax.value_and_grad(loss_of)(parameters, *samples)
         return jax.tree.map(lambda p, g: p - LR * g, parameters, gradients), loss
 
-    epoch = jax.jit(lambda parameters, X, y: jax.lax.scan(step, parameters, (X, y)), donate_argnums=0)
+    scan = jax.jit(lambda parameters, X, y: jax.lax.scan(step, parameters, (X, y)), donate_argnums=0)
 
-    def run(epochs: int) -> None:
+    def epoch() -> None:
         nonlocal parameters
-        for _ in range(epochs):
-            parameters, losses = epoch(parameters, X, y)
+        parameters, losses = scan(parameters, X, y)
         losses.block_until_ready()
 
-    return run
+    return each_timed(epoch)
 
 
-PARTS = {part.__name__: part for part in (about, check, training, bench, sanitizer, tests)}
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    **{part.__name__: part for part in (about, check, training, ways)},
+    **{f"bench {name}": functools.partial(bench, name) for name in CASES},
+    **{part.__name__: part for part in (sanitizer, tests)},
+}
 
 
 def run_parts(names: list[str], file: Path, again: bool) -> bool:

@@ -1,12 +1,16 @@
 """The script that a GPU is looked at with, as far as it goes without one."""
 
 import json
+import sys
 
 import pytest
 
 import fastbp
+import fastbp.kernels
 import fastbp.selection
 from fastbp.benchmarks import gpu
+
+from .cuda import standin
 
 
 def available(monkeypatch, why_not):
@@ -36,6 +40,36 @@ def test_parts_that_have_passed_are_not_run_again(monkeypatch, tmp_path):
     assert gpu.run_parts(["about", "bench"], file, again=False)
     assert ran == ["about", "bench", "bench"]
     assert gpu.run_parts(["about"], file, again=True) and ran[-1] == "about"
+
+
+@pytest.fixture
+def on_host(monkeypatch):
+    """The script on the stand-in for a GPU, and networks that are quick there."""
+    if standin.COMPILER is None:
+        pytest.skip("needs g++")
+    monkeypatch.setattr(gpu, "ENGINE", standin.engine_on_host())
+    monkeypatch.setattr(fastbp.kernels, "cupy_replay", standin.replay_module(), raising=False)
+    monkeypatch.setattr(gpu, "LINES", {"2-4-3": 5})
+    monkeypatch.setitem(gpu.CASES, "2-4-3", (5, 4, ["fp32", "bf16"], 30, 3))
+
+
+def test_small_networks_are_timed_in_each_way(on_host):
+    choose = standin.replay_module().blocks_for
+    result = gpu.ways(steps=2)["us_per_step"]["2-4-3"]
+    work, size = result.pop("operations"), result.pop("bytes")
+    assert 2 * 5 * (3 * (2 * 4 + 4 * 3) - 2 * 4) <= work < 2000 < size < 4000
+    assert result.keys() == {"block", "cluster", "graph"} and min(result.values()) > 0
+    assert standin.replay_module().blocks_for is choose
+
+
+def test_others_may_be_missing(on_host, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "jax", None)
+    result = gpu.PARTS["bench 2-64-3"].func("2-4-3")
+    assert result["passed"] and [each["precision"] for each in result["results"]] == ["fp32", "bf16"]
+    for each in result["results"]:
+        us = each["us_per_step"]
+        assert len(us.pop("fastbp")) == gpu.REPEATS and set(us.values()) == {"not installed"} and len(us) == 4
 
 
 def test_a_part_that_fails_is_no_end():
