@@ -147,7 +147,7 @@ def some_work() -> None:
 def bench(name: str) -> dict[str, Any]:
     """Microseconds a step of a network, beside torch and jax in the same run and precision."""
     batch, steps, precisions, *targets = CASES[name]
-    contenders = {
+    contenders: dict[str, Callable[..., Run]] = {
         "fastbp": by_fastbp,
         "torch eager": functools.partial(by_torch, way="eager"),
         "torch graph": functools.partial(by_torch, way="graph"),
