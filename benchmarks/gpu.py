@@ -42,6 +42,7 @@ CASES = {
 }
 # networks and batches about as large as those between which kernels/cupy_replay.py draws a line
 LINES = {"2-64-3": 300, "64-128-10": 32, "30-100-2": 200, "64-512-10": 32, "128-256-128-10": 64, "256-256-10": 128}
+LINES |= {"784-512-256-10": 128}
 ENGINE, LR, REPEATS = "cupy", 0.01, 5
 Run = Callable[[int], list[float]]  # trains for so many epochs, and gives the seconds of each
 
@@ -175,7 +176,7 @@ def sizes_of(network: str) -> list[int]:
 
 
 def ways(steps: int = 500) -> dict[str, Any]:
-    """Microseconds a step of small networks as one kernel of a block, of a cluster, and as a graph."""
+    """Microseconds a step of networks as one kernel of a block, of a cluster, and as a graph of several lanes or one."""
     return {"us_per_step": {name: in_each_way(sizes_of(name), batch, steps) for name, batch in LINES.items()}}
 
 
@@ -184,13 +185,15 @@ def in_each_way(sizes: list[int], batch: int, steps: int) -> dict[str, Any]:
     from fastbp.kernels import cupy_replay
 
     found: dict[str, Any] = {}
-    for way, blocks in {"block": 1, "cluster": cupy_replay.CLUSTER, "graph": 0}.items():
+    several = cupy_replay.LANES
+    ways = {"block": (1, 1), "cluster": (cupy_replay.CLUSTER, 1), "graph": (0, several), "graph of one lane": (0, 1)}
+    for way, (blocks, lanes) in ways.items():
 
         def chosen(work: int, size: int, blocks: int = blocks) -> int:
             found.update(operations=work, bytes=size)
             return blocks
 
-        with mock.patch.object(cupy_replay, "blocks_for", chosen):
+        with mock.patch.multiple(cupy_replay, blocks_for=chosen, LANES=lanes):
             try:
                 seconds = by_fastbp(sizes, batch, steps, "fp32")(REPEATS)
                 found[way] = 1e6 * statistics.median(seconds) / steps

@@ -70,7 +70,7 @@ class CupyEngine(Engine):
     def __init__(self, precision: str = "fp32") -> None:
         self.precision = precision
         self._blas = Blas(*self.load_blas())
-        self._workspaces: dict[int, Array] = {}
+        self._workspaces: dict[tuple[int, int], Array] = {}
         self._ways: dict[Any, Way] = {}
         self.timing = self  # `compile`, `synchronize`, `device_seconds`: what ``fastbp bench`` tells apart
 
@@ -184,21 +184,21 @@ class CupyEngine(Engine):
         stages = STAGES_OF_SMALL if small else STAGES
         return [Stage(kernel, names | {"room": room}, frozenset(written)) for kernel in stages.get(op.name, (op.name,))]
 
-    def launches(self, stage: Stage) -> list[Launch]:
-        """What runs a stage, on the stream that is current then."""
+    def launches(self, stage: Stage, lane: int = 0) -> list[Launch]:
+        """What runs a stage, on the stream that is current then; stages of one lane do not run side by side."""
         kernel = KERNELS[stage.kernel]
         if stage.kernel in PRODUCTS:
             arrays = {name: stage.arrays[name] for _, name in kernel.parameters}
-            return PRODUCTS[stage.kernel](self, arrays, self.way(stage.kernel, arrays))
+            return PRODUCTS[stage.kernel](self, arrays, self.way(stage.kernel, arrays), lane)
         large = [stage.arrays[name] for kind, name in kernel.parameters if kind in ("Matrix", "Vector", "Integers")]
         extent = (large or [np.empty(1)])[-1 if kernel.pattern == "ELEMENTS" else 0].shape
         function = module(kernel.file, float_type([stage])).get_function(stage.kernel)
         values = tuple(by_value(stage.arrays[name], kind) for kind, name in kernel.parameters)
         return [functools.partial(function, *spread(kernel.pattern, extent, most_blocks()), values)]
 
-    def product(self, a: Array, b: Array, c: Array, way: Way, **options: Any) -> list[Launch]:
+    def product(self, a: Array, b: Array, c: Array, way: Way, lane: int, **options: Any) -> list[Launch]:
         """``c = a @ b``, with the options of `Blas.product`; nothing where the library cannot do it."""
-        workspace, compute = address(self._workspace()), COMPUTE[self.precision]
+        workspace, compute = address(self._workspace(lane)), COMPUTE[self.precision]
         matrices = matrix_of(a), matrix_of(b), matrix_of(c)
         prepared = self._blas.product(matrices, c.dtype, workspace, compute=compute, rank=way.rank, **options)
         return [lambda: prepared(cupy.cuda.get_current_stream().ptr)] if prepared else []
@@ -213,7 +213,7 @@ class CupyEngine(Engine):
         """
         key = kernel, *((x.shape, x.strides, x.dtype, alignment(address(x))) for x in arrays.values())
         if key not in self._ways:
-            ways = [way for way in WAYS if PRODUCTS[kernel](self, arrays, way)]
+            ways = [way for way in WAYS if PRODUCTS[kernel](self, arrays, way, 0)]
             if cupy.cuda.get_current_stream().is_capturing():  # when nothing can be timed
                 return ways[0]
             try:
@@ -227,7 +227,7 @@ class CupyEngine(Engine):
         *_, output = arrays.values()
         if output.size < TELLING:
             return ways[0]
-        launches = {way: PRODUCTS[kernel](self, arrays, way) for way in ways}
+        launches = {way: PRODUCTS[kernel](self, arrays, way, 0) for way in ways}
 
         def bits(way: Way) -> Array:
             run_all(launches[way])
@@ -240,12 +240,12 @@ class CupyEngine(Engine):
         wanted = bits(ways[0])
         return min([way for way in ways if (bits(way) == wanted).all()], key=seconds)
 
-    def _workspace(self) -> Array:
-        """Where products of the current stream work: they follow each other, those of two streams may not."""
-        stream = cupy.cuda.get_current_stream().ptr
-        if stream not in self._workspaces:
-            self._workspaces[stream] = self.empty((WORKSPACE_BYTES,), np.uint8)
-        return self._workspaces[stream]
+    def _workspace(self, lane: int) -> Array:
+        """Where products of a lane of the current stream work: they follow each other, those of others may not."""
+        key = cupy.cuda.get_current_stream().ptr, lane
+        if key not in self._workspaces:
+            self._workspaces[key] = self.empty((WORKSPACE_BYTES,), np.uint8)
+        return self._workspaces[key]
 
 
 class Place:
@@ -280,23 +280,27 @@ WAYS = [Way(fused, rank) for fused in (True, False) for rank in range(CANDIDATES
 # what launches a product in a way; nothing where that way is not there
 
 
-def dense_forward(engine: CupyEngine, arrays: Mapping[str, Array], way: Way, relu: bool = False) -> list[Launch]:
+def dense_forward(
+    engine: CupyEngine, arrays: Mapping[str, Array], way: Way, lane: int, relu: bool = False
+) -> list[Launch]:
     x, w, b, z = (arrays[name] for name in ("x", "w", "b", "y" if relu else "z"))
     if way.fused:
-        return engine.product(x, w, z, way, bias=address(b), relu=relu)
+        return engine.product(x, w, z, way, lane, bias=address(b), relu=relu)
     bias = Stage("add_bias_relu" if relu else "add_bias", {"b": b, "z": z})
-    return (product := engine.product(x, w, z, way)) and [*product, *engine.launches(bias)]
+    return (product := engine.product(x, w, z, way, lane)) and [*product, *engine.launches(bias)]
 
 
-def dense_input_grad(engine: CupyEngine, arrays: Mapping[str, Array], way: Way) -> list[Launch]:
-    return [] if way.fused else engine.product(arrays["dz"], arrays["w"], arrays["dx"], way, transpose_b=True)
+def dense_input_grad(engine: CupyEngine, arrays: Mapping[str, Array], way: Way, lane: int) -> list[Launch]:
+    dz, w, dx = (arrays[name] for name in ("dz", "w", "dx"))
+    return [] if way.fused else engine.product(dz, w, dx, way, lane, transpose_b=True)
 
 
-def dense_weight_grad(engine: CupyEngine, arrays: Mapping[str, Array], way: Way) -> list[Launch]:
-    return [] if way.fused else engine.product(arrays["x"], arrays["dz"], arrays["dw"], way, transpose_a=True)
+def dense_weight_grad(engine: CupyEngine, arrays: Mapping[str, Array], way: Way, lane: int) -> list[Launch]:
+    x, dz, dw = (arrays[name] for name in ("x", "dz", "dw"))
+    return [] if way.fused else engine.product(x, dz, dw, way, lane, transpose_a=True)
 
 
-PRODUCTS: dict[str, Callable[[CupyEngine, Mapping[str, Array], Way], list[Launch]]] = {
+PRODUCTS: dict[str, Callable[[CupyEngine, Mapping[str, Array], Way, int], list[Launch]]] = {
     "dense_forward": dense_forward,
     "dense_relu_forward": functools.partial(dense_forward, relu=True),
     "dense_input_grad": dense_input_grad,

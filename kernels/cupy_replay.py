@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ Launch = Callable[[], None]
 MOST_BLOCKS = 1024  # of a kernel
 MOST_READY = 4  # as many as there are for tables that come by pieces: in two places, a whole or the last one
 STEPS_OF_A_GRAPH = 16
+LANES = 2  # in which stages of a graph run side by side
 BLOCK = 512, 1  # of the one kernel
 CLUSTER = 8  # blocks, which may be in any cluster
 # floating-point operations of a step up to which it is one kernel: of one block, where the GPU has no clusters or has
@@ -78,37 +80,81 @@ class Replay:
 
 
 class Graph:
-    """Stages as CUDA graphs of several steps and of one."""
+    """Stages as CUDA graphs of several steps and of one, where stages that do not meet may run side by side."""
 
     def __init__(self, engine: CupyEngine, stages: Sequence[Stage]) -> None:
-        self._launches = [launch for stage in stages for launch in engine.launches(stage)]
+        self._meet = meetings(engine, stages)
+        self._lanes = lanes_for(self._meet, LANES)
+        self._launches = [engine.launches(stage, lane) for stage, lane in zip(stages, self._lanes, strict=True)]
         self._graphs: dict[int, Any] = {}
         self._warm = False
 
     def __call__(self, steps: int) -> None:
         if not self._warm:  # what is loaded when it is first launched cannot be loaded in a capture
-            self._launch(1)
+            run_all(itertools.chain.from_iterable(self._launches))
             self._warm, steps = True, steps - 1
         for size in (STEPS_OF_A_GRAPH, 1):
             times, steps = divmod(steps, size)
             for _ in range(times):
                 self._captured(size).launch()
 
-    def _launch(self, steps: int) -> None:
-        for _ in range(steps):
-            run_all(self._launches)
-
     def _captured(self, steps: int) -> Any:
         """So many steps as one graph, which is launched on the stream that is current then."""
         if steps not in self._graphs:
-            with cupy.cuda.Stream(non_blocking=True) as stream:
-                stream.begin_capture()
-                try:
-                    self._launch(steps)
-                finally:
-                    graph = stream.end_capture()
+            first, *others = streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(LANES)]
+            first.begin_capture()
+            try:
+                begun = first.record()
+                for stream in others:
+                    stream.wait_event(begun)
+                self._launch(steps, streams)
+                for stream in others:
+                    first.wait_event(stream.record())
+            finally:
+                graph = first.end_capture()
             self._graphs[steps] = graph
         return self._graphs[steps]
+
+    def _launch(self, steps: int, streams: Sequence[Any]) -> None:
+        """Launch each stage in its lane, behind those in other lanes that it meets."""
+        done: list[list[tuple[int, Any]]] = [[] for _ in streams]  # by lanes: stages, and events behind them
+        for stage in [*range(len(self._lanes))] * steps:
+            lane = self._lanes[stage]
+            for before in done[:lane] + done[lane + 1 :]:
+                event = next((event for other, event in reversed(before) if self._meet[stage, other]), None)
+                if event is not None:
+                    streams[lane].wait_event(event)
+            with streams[lane]:
+                run_all(self._launches[stage])
+            done[lane].append((stage, streams[lane].record()))
+
+
+def meetings(engine: CupyEngine, stages: Sequence[Stage]) -> Array:
+    """Which stages must not run side by side, because one writes what the other uses; shape (stages, stages), bool."""
+    uses = [
+        (place, *engine.span(arrays[name]), name in written)
+        for place, (kernel, arrays, written) in enumerate(stages)
+        for _, name in KERNELS[kernel].parameters
+    ]
+    place, start, stop, writes = np.array(uses, np.int64).reshape(-1, 4).T
+    found = (start[:, None] < stop) & (start < stop[:, None]) & ((writes[:, None] | writes) == 1)
+    result = np.zeros((len(stages), len(stages)), bool)
+    result[place[found.nonzero()[0]], place[found.nonzero()[1]]] = True
+    return result
+
+
+def lanes_for(meet: Array, count: int) -> list[int]:
+    """In which of `count` lanes each stage runs, the same in all steps: behind one that it meets, or else any."""
+    lanes = [0] * len(meet)
+    last: list[int | None] = [None] * count  # stages of the lanes, in the order in which these were last used
+    order = list(range(count))
+    for stage in [*range(len(meet))] * 2:  # once more, behind a step before
+        behind = [lane for lane in order if last[lane] is not None and meet[stage, last[lane]]]
+        lane = (behind or order[:1])[-1]
+        order.remove(lane)
+        order.append(lane)
+        last[lane], lanes[stage] = stage, lane
+    return lanes
 
 
 class OneKernel:
@@ -124,7 +170,7 @@ class OneKernel:
         words: list[int] = []
         pointers: list[int] = []  # those of the words that are addresses
         used: list[range] = []  # the memory behind each
-        for stage, waits in zip(stages, waiting(engine, stages), strict=True):
+        for stage, waits in zip(stages, waiting(meetings(engine, stages)), strict=True):
             words += waits, kernels.index(stage.kernel)
             for kind, name in KERNELS[stage.kernel].parameters:
                 pointers.append(len(words))
@@ -170,30 +216,15 @@ def blocks_for(work: int, size: int) -> int:
     return CLUSTER if has_clusters and work <= OF_CLUSTER else 0
 
 
-def waiting(engine: CupyEngine, stages: Sequence[Stage]) -> list[bool]:
-    """Which stages have to wait for those before them: for what they use, or for those who still use it.
-
-    The first does, for the last of the step before.
-    """
+def waiting(meet: Array) -> list[bool]:
+    """Which stages have to wait for those before them; the first does, for the last of the step before."""
     result: list[bool] = []
-    read: list[range] = []  # since somebody waited
-    written: list[range] = []
-    for kernel, arrays, outputs in stages:
-        names = [name for _, name in KERNELS[kernel].parameters]
-        spans = {name: range(*engine.span(arrays[name])) for name in names}
-        changed = [spans[name] for name in names if name in outputs]
-        waits = not result or meet(spans.values(), written) or meet(changed, read)
-        if waits:
-            read, written = [], []
-        read += spans.values()
-        written += changed
+    start = 0  # of those for whom nobody has waited
+    for stage in range(len(meet)):
+        waits = stage == 0 or bool(meet[stage, start:stage].any())
+        start = stage if waits else start
         result.append(waits)
     return result
-
-
-def meet(some: Iterable[range], others: Sequence[range]) -> bool:
-    """Whether any two ranges have an address in common."""
-    return any(x.start < y.stop and y.start < x.stop for x in some for y in others)
 
 
 def places_for(used: Sequence[range], fixed: Sequence[range], start: int, room: int) -> dict[range, int]:

@@ -207,7 +207,7 @@ def test_only_what_needs_others_waits_for_them(engine):
         ("scale", "x", "half", "v"),  # what was read
         ("relu_forward", "x", "w"),
     )
-    assert REPLAY.waiting(engine, stages) == [True, False, True, False, True, True, True, False]
+    assert REPLAY.waiting(REPLAY.meetings(engine, stages)) == [True, False, True, False, True, True, True, False]
 
 
 def engine_stages(engine, *calls):

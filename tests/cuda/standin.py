@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import operator
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -253,6 +254,29 @@ clock = SimpleNamespace(seconds=0.0)  # the device's own
 KERNEL_SECONDS = 1e-6
 
 
+class Node:
+    """Work of a captured graph, and those that must be done before."""
+
+    def __init__(self, work, before):
+        self.work, self.before = work, before
+
+
+class Capture:
+    """A graph while it is captured: of one stream, and of others that wait for an event of it."""
+
+    def __init__(self, origin):
+        self.origin, self.streams, self.nodes = origin, {origin}, []
+
+    def launch(self):
+        """Do all in an order that the graph allows, another each time."""
+        waiting = list(self.nodes)
+        while waiting:
+            ready = [node for node in waiting if not any(node in waiting for node in node.before)]
+            chosen = random.choice(ready)
+            chosen.work()
+            waiting.remove(chosen)
+
+
 class Stream:
     """What is launched on it, it does at once; it notes it down while it captures a graph or waits for the host."""
 
@@ -260,7 +284,7 @@ class Stream:
     current = None
 
     def __init__(self, *, non_blocking=False):
-        self.ptr, self.captured, self.held = id(self), None, threading.local()
+        self.ptr, self.captured, self.tail, self.held = id(self), None, frozenset(), threading.local()
 
     def __enter__(self):
         self.outer, Stream.current = Stream.current, self
@@ -270,14 +294,36 @@ class Stream:
         Stream.current = self.outer
 
     def begin_capture(self):
-        self.captured = []
+        assert not self.is_capturing()
+        self.captured, self.tail = Capture(self), frozenset()
 
     def end_capture(self):
-        captured, self.captured = self.captured, None
-        return SimpleNamespace(launch=lambda: Stream.current.do(lambda: [work() for work in captured]))
+        captured = self.captured
+        done, tail = set(), set(self.tail)
+        while tail:
+            done |= tail
+            tail = {before for node in tail for before in node.before} - done
+        for stream in captured.streams:
+            stream.captured, stream.tail = None, frozenset()
+        if captured.origin is not self or done != set(captured.nodes):
+            raise RuntimeError("cudaErrorStreamCaptureUnjoined: capture was not joined to its origin")
+        return SimpleNamespace(launch=lambda: Stream.current.do(captured.launch))
 
     def is_capturing(self):
         return self.captured is not None
+
+    def record(self):
+        event = Event()
+        event.record(self)
+        return event
+
+    def wait_event(self, event):
+        if event.captured is not None:
+            assert self.captured in (None, event.captured)
+            if self.captured is None:
+                self.captured = event.captured
+                event.captured.streams.add(self)
+            self.tail |= event.tail
 
     def launch_host_func(self, function, argument):
         """Hold up what this thread launches until it waits for the stream: a host that waits too early is found."""
@@ -290,7 +336,12 @@ class Stream:
             work()
 
     def do(self, work):
-        notes = getattr(self.held, "works", None) if self.captured is None else self.captured
+        if self.captured is not None:
+            node = Node(work, self.tail)
+            self.captured.nodes.append(node)
+            self.tail = frozenset({node})
+            return
+        notes = getattr(self.held, "works", None)
         work() if notes is None else notes.append(work)
 
 
@@ -307,9 +358,11 @@ class Device(contextlib.nullcontext):
 
 
 class Event:
-    def record(self):
-        self.stream = Stream.current
-        self.stream.do(lambda: setattr(self, "time", clock.seconds))
+    def record(self, stream=None):
+        self.stream = stream or Stream.current
+        self.captured, self.tail = self.stream.captured, self.stream.tail
+        if self.captured is None:
+            self.stream.do(lambda: setattr(self, "time", clock.seconds))
 
     def synchronize(self):
         self.stream.synchronize()

@@ -1,0 +1,120 @@
+"""Training steps as CUDA graphs, on the stand-in for a GPU, which does what a graph leaves open in any order."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import fastbp
+from fastbp.kernels.ops import OPS
+
+from .checks import assert_same_parameters, state_of
+from .cuda import standin
+
+pytestmark = pytest.mark.skipif(standin.COMPILER is None, reason="needs g++")
+
+REPLAY = standin.replay_module()
+X, LABELS = np.random.default_rng(0).standard_normal((160, 6)), np.arange(160) % 3
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    monkeypatch.setattr(REPLAY, "blocks_for", lambda *_: 0)
+    return standin.engine_on_host()
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """The graphs that are captured."""
+    end, captures = standin.Stream.end_capture, []
+    monkeypatch.setattr(standin.Stream, "end_capture", lambda self: captures.append(self.captured) or end(self))
+    return captures
+
+
+def trained(engine, layers=(), optimizer=None):
+    """A model after forty steps: one by itself, two graphs of sixteen, and seven of one."""
+    layers = layers or [
+        *(fastbp.Dense(6, 9), fastbp.ReLU(), fastbp.Dense(9, 8), fastbp.Tanh(), fastbp.Dropout(0.2)),
+        *(fastbp.BatchNorm(8), fastbp.Dense(8, 3)),
+    ]
+    model = fastbp.Sequential(
+        layers,
+        loss=fastbp.SoftmaxCrossEntropy(label_smoothing=0.1),
+        optimizer=optimizer or fastbp.Adam(0.01, clip_norm=1.0, weight_decay=0.01),
+        engine=engine,
+        dtype="float64",
+        seed=0,
+    )
+    with model.training() as trainer:
+        trainer.bind(model.checked(X, LABELS), 4)
+        ((tape, steps),) = trainer._replays
+        tape.run(steps)
+    return model
+
+
+def stages_of(engine, *calls):
+    arrays = {name: engine.zeros((6, 6), np.float64) for name in ("dz", "db", "x", "dw", "u", "v", "w")}
+    arrays["half"], room = engine.scalar(0.5), engine.zeros((5,), np.float64)
+    return [stage for op, *names in calls for stage in engine.stages(OPS[op], [arrays[n] for n in names], room)]
+
+
+def test_any_order_that_a_graph_allows_gives_the_same_bits(engine, captured):
+    model = trained(engine)
+    assert len(captured[0].nodes) == 16 * len(captured[1].nodes) and len(captured) == 2
+    assert state_of(model) == state_of(trained(engine)) == state_of(trained(engine))
+    assert_same_parameters(model, trained("numpy"), rtol=1e-8)
+
+
+@pytest.mark.parametrize("kernel", ["dense_weight_grad", "softmax_cross_entropy", "adam", "dropout_forward", "take"])
+def test_a_wait_too_few_is_found(engine, monkeypatch, kernel):
+    """One kernel counts as one that meets no other."""
+    expected, meetings = state_of(trained(engine)), REPLAY.meetings
+
+    def too_few(engine, stages):
+        meet = meetings(engine, stages)
+        for place, stage in enumerate(stages):
+            if kernel in stage.kernel:
+                meet[place] = meet[:, place] = False
+        return meet
+
+    monkeypatch.setattr(REPLAY, "meetings", too_few)
+    monkeypatch.setattr(REPLAY, "lanes_for", lambda meet, count: [place % count for place in range(len(meet))])
+    assert any(state_of(trained(engine)) != expected for _ in range(5))
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_as_much_as_can_runs_side_by_side(engine, captured, monkeypatch, lanes):
+    """How many of a step's kernels follow each other: all, or all but most of those for weights."""
+    monkeypatch.setattr(REPLAY, "LANES", lanes)
+    sizes = itertools.pairwise((6, 5, 4, 3))
+    layers = [layer for k, n in sizes for layer in (fastbp.Dense(k, n), fastbp.ReLU())][:-1]
+    trained(engine, layers, fastbp.SGD(0.1))
+    graph, depths = captured[0], {}
+    for node in graph.nodes:
+        depths[node] = 1 + max((depths[before] for before in node.before), default=0)
+    assert len(graph.nodes) == 16 * 17
+    assert max(depths.values()) == 16 * 17 if lanes == 1 else max(depths.values()) <= 16 * 13
+
+
+def test_which_stages_meet(engine):
+    """Where one writes what the other reads or writes, in whatever order."""
+    stages = stages_of(engine, ("add", "x", "w", "u"), ("relu_forward", "u", "v"), ("scale", "x", "half", "u"))
+    stages += stages_of(engine, ("relu_forward", "x", "v"))
+    assert REPLAY.meetings(engine, stages[:3]).tolist() == [[True, True, True], [True, True, True], [True, True, True]]
+    stages = stages_of(engine, ("add", "x", "w", "u"), ("relu_forward", "x", "v"), ("scale", "u", "half", "dz"))
+    assert REPLAY.meetings(engine, stages).tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+
+
+def test_products_side_by_side_work_in_rooms_of_their_own(engine, monkeypatch):
+    rooms, product = {}, engine._blas.product
+
+    def noted(matrices, dtype, workspace, **options):
+        rooms[matrices[2].address] = workspace
+        return product(matrices, dtype, workspace, **options)
+
+    monkeypatch.setattr(engine._blas, "product", noted)
+    stages = stages_of(engine, ("dense_weight_grad", "x", "dz", "dw"), ("dense_input_grad", "dz", "w", "u"))
+    lanes = REPLAY.lanes_for(REPLAY.meetings(engine, stages), 2)
+    graph = REPLAY.Graph(engine, stages)
+    used = [rooms[stage.arrays[name].data.ptr] for stage, name in zip(stages, ("dw", "dx"), strict=True)]
+    assert sorted(lanes) == sorted(graph._lanes) == [0, 1] and abs(used[0] - used[1]) >= 32 << 20
