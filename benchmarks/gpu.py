@@ -176,7 +176,7 @@ def sizes_of(network: str) -> list[int]:
 
 
 def ways(steps: int = 500) -> dict[str, Any]:
-    """Microseconds a step of networks as one kernel of a block, of a cluster, and as a graph of several lanes or one."""
+    """Microseconds a step of networks by a block, by a cluster, and as a graph of several lanes or of one."""
     return {"us_per_step": {name: in_each_way(sizes_of(name), batch, steps) for name, batch in LINES.items()}}
 
 

@@ -22,7 +22,8 @@ CANDIDATES = 8  # how many algorithms the library is asked for
 # names and numbers of cublasLt.h, cublas_api.h and library_types.h
 NOT_SUPPORTED = 15
 TYPES = {"float32": 0, "float64": 1}
-COMPUTE = {"fp32": 68, "tf32": 77, "bf16": 75}
+BFLOAT16 = 14
+COMPUTE = {"fp32": 68, "tf32": 77, "bf16": 68}  # the last with factors of bfloat16
 COMPUTE_64F = 70
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8
 RELU, BIAS = 2, 4
@@ -113,6 +114,7 @@ class Problem(NamedTuple):
     transpose_a: bool
     transpose_b: bool
     compute: int
+    of_factors: int  # the type of a and b
 
 
 def alignment(address: int) -> int:
@@ -157,6 +159,7 @@ class Blas:
         transpose_a: bool = False,
         transpose_b: bool = False,
         compute: int = COMPUTE["fp32"],
+        bfloat16: bool = False,
         bias: int = 0,
         relu: bool = False,
         rank: int = 0,
@@ -173,6 +176,8 @@ class Blas:
             The address of WORKSPACE_BYTES of memory for the library to work in.
         compute : int
             One of COMPUTE; float64 is always exact.
+        bfloat16 : bool
+            Whether a and b hold bfloat16; c is float32 then.
         bias : int
             The address of as many numbers as `c` has columns; 0 for none.
         rank : int, below CANDIDATES
@@ -185,14 +190,15 @@ class Blas:
             product of rank 0 is always there.
         """
         compute = COMPUTE_64F if dtype == np.float64 else compute
-        problem = Problem(matrices, dtype, workspace, transpose_a, transpose_b, compute)
+        of_factors = BFLOAT16 if bfloat16 else TYPES[dtype.name]
+        problem = Problem(matrices, dtype, workspace, transpose_a, transpose_b, compute, of_factors)
         prepared = _Product(self, problem, bias, relu, rank)
         if prepared.algorithm is not None:
             return prepared
         return None if bias or relu or rank else self._classic(problem)
 
     def _classic(self, problem: Problem) -> Callable[[int], None]:
-        (a, b, c), dtype, workspace, transpose_a, transpose_b, compute = problem
+        (a, b, c), dtype, workspace, transpose_a, transpose_b, compute, of_factors = problem
         handle, kind = self.handle("cublasCreate_v2"), TYPES[dtype.name]
         one, zero = np.ones(1, dtype), np.zeros(1, dtype)
         inner = a.rows if transpose_a else a.columns
@@ -202,7 +208,7 @@ class Blas:
             self.call("cublasSetWorkspace_v2", handle, workspace, WORKSPACE_BYTES)  # which setting a stream undoes
             self.call(
                 "cublasGemmEx", handle, transpose_b, transpose_a, c.columns, c.rows, inner, one.ctypes.data, b.address,
-                kind, b.step, a.address, kind, a.step, zero.ctypes.data, c.address, kind, c.step, compute,
+                of_factors, b.step, a.address, of_factors, a.step, zero.ctypes.data, c.address, kind, c.step, compute,
                 DEFAULT_ALGORITHM,
             )  # fmt: skip
 
@@ -218,13 +224,16 @@ class _Product:
     """A product on fixed memory; it owns its descriptors."""
 
     def __init__(self, blas: Blas, problem: Problem, bias: int, relu: bool, rank: int) -> None:
-        (a, b, c), dtype, workspace, transpose_a, transpose_b, compute = problem
+        (a, b, c), dtype, workspace, transpose_a, transpose_b, compute, of_factors = problem
         self._blas, self._memory, self._workspace = blas, (b.address, a.address, c.address), workspace
         self._made: list[tuple[str, c_void_p]] = []
         kind = TYPES[dtype.name]
         self._one, self._zero = np.ones(1, dtype), np.zeros(1, dtype)
         self._product = self._make("MatmulDesc", compute, kind)
-        self._layouts = [self._make("MatrixLayout", kind, x.columns, x.rows, x.step) for x in (b, a, c)]
+        self._layouts = [
+            self._make("MatrixLayout", of, x.columns, x.rows, x.step)
+            for of, x in ((of_factors, b), (of_factors, a), (kind, c))
+        ]
         numbers = {
             TRANSA: c_int(transpose_b), TRANSB: c_int(transpose_a),
             EPILOGUE: c_uint32((RELU if relu else 0) + (BIAS if bias else 0) or 1),
@@ -234,7 +243,7 @@ class _Product:
             self._set("MatmulDesc", self._product, attribute, value)
         self._alignments = [alignment(x) for x in (*self._memory, c.address)]
         shapes = [(x.rows, x.columns, x.step) for x in (a, b, c)]
-        key = dtype, compute, transpose_a, transpose_b, bool(bias), relu, *shapes, *self._alignments
+        key = dtype, of_factors, compute, transpose_a, transpose_b, bool(bias), relu, *shapes, *self._alignments
         algorithms = blas.algorithms(key, self._find)
         self.algorithm = algorithms[rank] if rank < len(algorithms) else None
 

@@ -184,6 +184,29 @@ class CupyEngine(Engine):
         stages = STAGES_OF_SMALL if small else STAGES
         return [Stage(kernel, names | {"room": room}, frozenset(written)) for kernel in stages.get(op.name, (op.name,))]
 
+    def at_its_precision(self, stages: Sequence[Stage]) -> Sequence[Stage]:
+        """Stages whose products read copies in bfloat16, if that is the precision, each made when its array is new."""
+        copies: dict[Any, tuple[Array, Array]] = {}  # arrays, and where their copies are
+        fresh: set[Any] = set()
+        result = []
+        for stage in stages if self.precision == "bf16" else ():
+            arrays = dict(stage.arrays)
+            for name in FACTORS.get(stage.kernel, ()):
+                x = arrays[name]
+                if x.dtype != np.float32:
+                    return stages
+                key = address(x), x.shape, x.strides
+                x, arrays[name] = copies.setdefault(key, (x, self.buffer(x.shape, np.uint16)))
+                if key not in fresh:
+                    result.append(Stage("to_bfloat16", {"x": x, "h": arrays[name]}, frozenset({"h"})))
+                    fresh.add(key)
+            result.append(stage._replace(arrays=arrays))
+            for name in stage.written.intersection(of for _, of in KERNELS[stage.kernel].parameters):
+                start, stop = self.span(arrays[name])
+                spans = {key: self.span(copies[key][0]) for key in fresh}
+                fresh -= {key for key, (first, last) in spans.items() if first < stop and start < last}
+        return result or stages
+
     def launches(self, stage: Stage, lane: int = 0) -> list[Launch]:
         """What runs a stage, on the stream that is current then; stages of one lane do not run side by side."""
         kernel = KERNELS[stage.kernel]
@@ -200,7 +223,8 @@ class CupyEngine(Engine):
         """``c = a @ b``, with the options of `Blas.product`; nothing where the library cannot do it."""
         workspace, compute = address(self._workspace(lane)), COMPUTE[self.precision]
         matrices = matrix_of(a), matrix_of(b), matrix_of(c)
-        prepared = self._blas.product(matrices, c.dtype, workspace, compute=compute, rank=way.rank, **options)
+        options |= {"compute": compute, "bfloat16": a.dtype == np.uint16, "rank": way.rank}
+        prepared = self._blas.product(matrices, c.dtype, workspace, **options)
         return [lambda: prepared(cupy.cuda.get_current_stream().ptr)] if prepared else []
 
     def way(self, kernel: str, arrays: Mapping[str, Array]) -> Way:
@@ -308,6 +332,15 @@ PRODUCTS: dict[str, Callable[[CupyEngine, Mapping[str, Array], Way, int], list[L
 }
 
 
+# what a product multiplies
+FACTORS = {
+    "dense_forward": ("x", "w"),
+    "dense_relu_forward": ("x", "w"),
+    "dense_input_grad": ("dz", "w"),
+    "dense_weight_grad": ("x", "dz"),
+}
+
+
 @functools.cache
 def engine_at(precision: str) -> CupyEngine:
     return CupyEngine(precision)
@@ -350,7 +383,9 @@ def pinned(x: Array) -> Array:
 def noise_like(x: Array) -> Array:
     """Random numbers at the strides and the alignment of a matrix."""
     _, rows, columns, step = matrix_of(x)
-    noise = np.random.Generator(np.random.Philox(0)).standard_normal(65_537)  # a prime, so that no two rows are alike
+    noise: Array = np.random.Generator(np.random.Philox(0)).standard_normal(65_537)  # a prime: no two rows are alike
+    if x.dtype == np.uint16:  # the first half of a float32 is a bfloat16
+        noise = noise.astype(np.float32).view(np.uint32) >> 16
     block = cupy.asarray(np.resize(noise.astype(x.dtype), rows * step + 256 // x.itemsize))
     start = (address(x) - address(block)) % 256 // x.itemsize
     array: Array = block[start : start + rows * step].reshape(rows, step)[:, :columns]

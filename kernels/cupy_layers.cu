@@ -70,6 +70,15 @@ ELEMENTS add_bias_relu(Matrix b, Matrix z)
     }
 }
 
+// The nearest numbers of bfloat16, halfway ones to the even; what products of precision "bf16" multiply.
+ELEMENTS to_bfloat16(Matrix x, Halves h)
+{
+    EACH_ELEMENT(i, j, x) {
+        unsigned bits = __float_as_uint(x(i, j));
+        h(i, j) = x(i, j) != x(i, j) ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    }
+}
+
 // Four random words of Philox4x64-10 (Salmon et al., 2011), as np.random.Philox gives them.
 struct Block {
     unsigned long long word[4];

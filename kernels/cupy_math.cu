@@ -10,11 +10,13 @@ typedef int Index; // which a GPU computes with in half as many instructions, an
 typedef long long Index;
 #endif
 
-struct Matrix {
-    Real *data;
+template <class T> struct Rows {
+    T *data;
     Word rows, columns, step;
-    __device__ Real &operator()(Index i, Index j) const { return data[i * (Index)step + j]; }
+    __device__ T &operator()(Index i, Index j) const { return data[i * (Index)step + j]; }
 };
+typedef Rows<Real> Matrix;
+typedef Rows<unsigned short> Halves; // the bits of bfloat16
 
 template <class T> struct Numbers {
     T *data;

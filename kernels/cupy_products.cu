@@ -98,17 +98,17 @@ __device__ void product(Factor<A> a, Factor<B> b, int rows, int columns, int ter
     }
 }
 
-typedef Factor<true> Rows;
-typedef Factor<false> Columns;
+typedef Factor<true> AsItIs;
+typedef Factor<false> Transposed;
 
 ELEMENTS dense_forward(Matrix x, Matrix w, Matrix b, Matrix z)
 {
-    product(Rows(x), Columns(w), z.rows, z.columns, x.columns, [=](int i, int j, Real sum) { z(i, j) = sum + b(0, j); });
+    product(AsItIs(x), Transposed(w), z.rows, z.columns, x.columns, [=](int i, int j, Real sum) { z(i, j) = sum + b(0, j); });
 }
 
 ELEMENTS dense_relu_forward(Matrix x, Matrix w, Matrix b, Matrix y)
 {
-    product(Rows(x), Columns(w), y.rows, y.columns, x.columns, [=](int i, int j, Real sum) {
+    product(AsItIs(x), Transposed(w), y.rows, y.columns, x.columns, [=](int i, int j, Real sum) {
         Real z = sum + b(0, j);
         y(i, j) = z <= 0 ? 0 : z;
     });
@@ -116,17 +116,17 @@ ELEMENTS dense_relu_forward(Matrix x, Matrix w, Matrix b, Matrix y)
 
 ELEMENTS dense_input_grad(Matrix dz, Matrix w, Matrix dx)
 {
-    product(Rows(dz), Rows(w), dx.rows, dx.columns, dz.columns, [=](int i, int j, Real sum) { dx(i, j) = sum; });
+    product(AsItIs(dz), AsItIs(w), dx.rows, dx.columns, dz.columns, [=](int i, int j, Real sum) { dx(i, j) = sum; });
 }
 
 ELEMENTS dense_relu_input_grad(Matrix dz, Matrix w, Matrix y, Matrix dx)
 {
-    product(Rows(dz), Rows(w), dx.rows, dx.columns, dz.columns, [=](int i, int j, Real sum) {
+    product(AsItIs(dz), AsItIs(w), dx.rows, dx.columns, dz.columns, [=](int i, int j, Real sum) {
         dx(i, j) = y(i, j) <= 0 ? 0 : sum;
     });
 }
 
 ELEMENTS dense_weight_grad(Matrix x, Matrix dz, Matrix dw)
 {
-    product(Columns(x), Columns(dz), dw.rows, dw.columns, x.rows, [=](int i, int j, Real sum) { dw(i, j) = sum; });
+    product(Transposed(x), Transposed(dz), dw.rows, dw.columns, x.rows, [=](int i, int j, Real sum) { dw(i, j) = sum; });
 }

@@ -107,6 +107,6 @@ def words_of(x: Array, kind: str) -> list[int]:
     if kind == "Table":
         (rows, columns), (row_step, column_step) = (*x.shape, 1)[:2], (*x.strides, 0)[:2]
         return [address(x), rows, columns, row_step, column_step, TYPES.index(x.dtype.str[1:])]
-    if kind == "Matrix":
+    if kind in ("Matrix", "Halves"):
         return [address(x), x.shape[0], x.size // x.shape[0], x.strides[0] // x.itemsize]
     return [address(x), x.size]

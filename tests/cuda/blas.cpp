@@ -23,13 +23,25 @@ struct Result {
     int reserved[4];
 };
 enum { TRANSA = 3, TRANSB = 4, EPILOGUE = 7, BIAS_POINTER = 8, RELU = 2, BIAS = 4 };
+enum { R_32F = 0, R_64F = 1, R_16BF = 14, COMPUTE_64F = 70 };
 enum { INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
+
+struct Bfloat16 {
+    uint16_t bits;
+    operator float() const
+    {
+        uint32_t whole = (uint32_t)bits << 16;
+        float x;
+        memcpy(&x, &whole, 4);
+        return x;
+    }
+};
 
 // Sums in double precision, or else, `otherwise`, as they come and from the other end, which rounds differently. A bias is
 // added to what was rounded, as a kernel of its own would.
-template <class Real>
-static void multiply(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, Real alpha, const Real *a,
-                     int64_t lda, const Real *b, int64_t ldb, Real beta, Real *c, int64_t ldc, const Real *bias,
+template <class Real, class Factor>
+static void multiply(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, Real alpha, const Factor *a,
+                     int64_t lda, const Factor *b, int64_t ldb, Real beta, Real *c, int64_t ldc, const Real *bias,
                      bool relu, bool otherwise = false)
 {
     std::vector<double> column(m);
@@ -105,18 +117,29 @@ int cublasLtMatmul(void *, Product *product, const void *alpha, const void *a, L
         return INVALID_VALUE;
     bool relu = given[EPILOGUE] & RELU, otherwise = how->algorithm[0] % 10 == 2;
     void *bias = given[EPILOGUE] & BIAS ? (void *)given[BIAS_POINTER] : nullptr;
-    if (of_d->type == 0)
+    int compute = of_d->type == R_64F ? COMPUTE_64F : product->compute;
+    if (product->compute != compute || of_a->type != of_b->type)
+        return INVALID_VALUE;
+    if (of_d->type == R_32F && of_a->type == R_32F)
         multiply(ta, tb, of_d->rows, of_d->columns, k, *(float *)alpha, (float *)a, of_a->step, (float *)b, of_b->step,
                  *(float *)beta, (float *)d, of_d->step, (float *)bias, relu, otherwise);
-    else
+    else if (of_d->type == R_32F && of_a->type == R_16BF)
+        multiply(ta, tb, of_d->rows, of_d->columns, k, *(float *)alpha, (Bfloat16 *)a, of_a->step, (Bfloat16 *)b,
+                 of_b->step, *(float *)beta, (float *)d, of_d->step, (float *)bias, relu, otherwise);
+    else if (of_d->type == R_64F && of_a->type == R_64F)
         multiply(ta, tb, of_d->rows, of_d->columns, k, *(double *)alpha, (double *)a, of_a->step, (double *)b,
                  of_b->step, *(double *)beta, (double *)d, of_d->step, (double *)bias, relu, otherwise);
+    else
+        return INVALID_VALUE;
     return 0;
 }
 int cublasGemmEx(void *, int ta, int tb, int m, int n, int k, const void *alpha, const void *a, int type, int lda,
                  const void *b, int, int ldb, const void *beta, void *c, int, int ldc, int, int)
 {
-    if (type == 0)
+    if (type == R_16BF)
+        multiply(ta, tb, m, n, k, *(float *)alpha, (Bfloat16 *)a, lda, (Bfloat16 *)b, ldb, *(float *)beta, (float *)c,
+                 ldc, (float *)nullptr, false);
+    else if (type == R_32F)
         multiply(ta, tb, m, n, k, *(float *)alpha, (float *)a, lda, (float *)b, ldb, *(float *)beta, (float *)c, ldc,
                  (float *)nullptr, false);
     else

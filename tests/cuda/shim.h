@@ -34,6 +34,7 @@ template <class To, class From> To bits_as(From x)
     memcpy(&to, &x, sizeof(To));
     return to;
 }
+static unsigned __float_as_uint(float x) { return bits_as<unsigned>(x); }
 static float __int_as_float(int x) { return bits_as<float>(x); }
 static double __longlong_as_double(long long x) { return bits_as<double>(x); }
 static unsigned long long __umul64hi(unsigned long long x, unsigned long long y)

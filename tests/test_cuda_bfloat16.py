@@ -1,0 +1,142 @@
+"""Products of precision "bf16", on the stand-in for a GPU: of factors rounded to bfloat16, with sums in float32."""
+
+import numpy as np
+import pytest
+
+import fastbp
+from fastbp.kernels.engine import Call
+from fastbp.kernels.ops import OPS
+
+from .checks import state_of
+from .cuda import standin
+
+pytestmark = pytest.mark.skipif(standin.COMPILER is None, reason="needs g++")
+
+REPLAY = standin.replay_module()
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    monkeypatch.setattr(REPLAY, "blocks_for", lambda *_: 0)
+    return standin.engine_on_host().at_precision("bf16")
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """The kernels of each graph that is made."""
+    made, meetings = [], REPLAY.meetings
+    monkeypatch.setattr(
+        REPLAY, "meetings", lambda engine, stages: made.append([s.kernel for s in stages]) or meetings(engine, stages)
+    )
+    return made
+
+
+def rounded(x):
+    """The nearest bfloat16 of float32 numbers, halfway ones to the even: float32 with 8 bits of the mantissa."""
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.rint(mantissa * 256) / 256, exponent).astype(np.float32)
+
+
+def test_rounding(engine):
+    """A bfloat16 has steps of 2**-7 from 1 to 2."""
+    largest = np.finfo(np.float32).max
+    x = [1, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -1 - 2**-8 - 2**-20, 3e-40, largest, -np.inf, np.nan, -0.0]
+    expected = [1, 1, 1 + 2**-6, 1 + 2**-7, -1 - 2**-7, 3 * 2**-133, np.inf, -np.inf, np.nan, -0.0]
+    given, w = engine.asarray(np.float32(x)[:, None]), engine.asarray(np.float32([[1]]))
+    found = engine.dense_forward(given, w, engine.asarray(np.float32([[0]]))).get()
+    np.testing.assert_array_equal(found.ravel(), np.float32(expected))
+
+
+@pytest.mark.parametrize("fused", [1, 0])
+def test_products_are_of_rounded_factors(engine, rng, fused):
+    x, w, dz = (rng.standard_normal(shape).astype(np.float32) for shape in ((9, 13), (13, 11), (9, 11)))
+    b, y = rng.standard_normal((1, 11)).astype(np.float32), rng.standard_normal((9, 13)).astype(np.float32)
+    given = {"x": x, "w": w, "dz": dz, "b": b, "y": y}
+    half = {name: rounded(array).astype(np.float64) for name, array in given.items()}
+    expected = {
+        "dense_forward": half["x"] @ half["w"] + b,
+        "dense_relu_forward": np.maximum(half["x"] @ half["w"] + b, 0),
+        "dense_input_grad": half["dz"] @ half["w"].T,
+        "dense_weight_grad": half["x"].T @ half["dz"],
+        "dense_relu_input_grad": np.where(y <= 0, 0, half["dz"] @ half["w"].T),
+    }
+    library = engine._blas._libraries["cublasLt"].loaded
+    library_can = standin.ctypes.c_int.in_dll(library, "fused_epilogues")
+    library_can.value = fused
+    engine._ways.clear()
+    engine._blas._algorithms.clear()
+    try:
+        for name, wanted in expected.items():
+            found = getattr(engine, name)(*(engine.asarray(given[arg.name]) for arg in OPS[name].inputs))
+            np.testing.assert_allclose(found.get(), wanted, rtol=1e-5, atol=1e-5, err_msg=name)
+    finally:
+        library_can.value = 1
+        engine._ways.clear()
+        engine._blas._algorithms.clear()
+
+
+def test_training_rounds_what_each_step_has_written(engine, stages):
+    """Against the same steps written out in NumPy."""
+    rng = np.random.default_rng(0)
+    X, labels = rng.standard_normal((60, 5)).astype(np.float32), np.arange(60) % 3
+    layers = [fastbp.Dense(5, 8), fastbp.ReLU(), fastbp.Dense(8, 3)]
+    options = {"loss": fastbp.SoftmaxCrossEntropy(), "optimizer": fastbp.SGD(0.1), "precision": "bf16", "seed": 0}
+    model = fastbp.Sequential(layers, engine=engine, **options)
+    w1, w2 = started = [layer.weights.get().astype(np.float64) for layer in layers[::2]]
+    b1, b2 = np.zeros((1, 8)), np.zeros((1, 3))
+    model.fit(X, labels, epochs=2, batch_size=6, shuffle=False, verbose=False)
+    for rows in [*range(0, 60, 6)] * 2:
+        x, t = X[rows : rows + 6], labels[rows : rows + 6]
+        h = np.maximum(rounded(x) @ rounded(w1) + b1, 0)
+        z = rounded(h) @ rounded(w2) + b2
+        p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+        dz = (p - np.eye(3)[t]) / 6
+        dh = np.where(h > 0, rounded(dz) @ rounded(w2).T, 0)
+        w2, b2 = w2 - 0.1 * rounded(h).T @ rounded(dz), b2 - 0.1 * dz.sum(axis=0)
+        w1, b1 = w1 - 0.1 * rounded(x).T @ rounded(dh), b1 - 0.1 * dh.sum(axis=0)
+    # a number that lies halfway may be rounded either way, which is 2**-8 of it
+    for layer, weights, biases in ((layers[0], w1, b1), (layers[2], w2, b2)):
+        np.testing.assert_allclose(layer.weights.get(), weights, atol=1e-3, rtol=0)
+        np.testing.assert_allclose(layer.biases.get(), biases, atol=1e-3, rtol=0)
+    assert min(np.abs(w1 - started[0]).max(), np.abs(w2 - started[1]).max()) > 0.05
+    (step,) = {tuple(kernels) for kernels in stages if "sgd" in kernels}
+    assert step.count("to_bfloat16") == 6  # x, w1, h, w2, dz and dh
+
+
+def test_what_is_written_is_rounded_again(engine):
+    x, w, z, u = (engine.zeros((4, 4), np.float32) for _ in range(4))
+    ops = [("dense_input_grad", x, w, z), ("dense_weight_grad", x, w, u), ("relu_forward", u, x)]
+    calls = [*ops, ("dense_input_grad", x, w, z), ("relu_forward", u, w[1:]), ("dense_weight_grad", x, w, u)]
+    stages = [stage for name, *arrays in calls for stage in engine.stages(OPS[name], arrays, u)]
+    rounded = [stage.arrays["x"] for stage in engine.at_its_precision(stages) if stage.kernel == "to_bfloat16"]
+    assert [array.data.ptr for array in rounded] == [array.data.ptr for array in (x, w, x, w)]
+
+
+def test_the_same_bits_in_any_order(engine):
+    def trained():
+        layers = [fastbp.Dense(5, 8), fastbp.ReLU(), fastbp.Dense(8, 8), fastbp.Tanh(), fastbp.Dense(8, 3)]
+        options = {"loss": fastbp.SoftmaxCrossEntropy(), "optimizer": fastbp.Adam(0.01), "precision": "bf16", "seed": 0}
+        model = fastbp.Sequential(layers, engine=engine, **options)
+        X, labels = np.random.default_rng(0).standard_normal((160, 5)), np.arange(160) % 3
+        with model.training() as trainer:
+            trainer.bind(model.checked(X, labels), 4)
+            ((tape, steps),) = trainer._replays
+            tape.run(steps)
+        return state_of(model)
+
+    assert trained() == trained() == trained()
+
+
+def test_float64_is_not_rounded(engine):
+    w, b = engine.asarray(np.array([[1 + 2**-30]])), engine.asarray(np.zeros((1, 1)))
+    assert engine.dense_forward(w, w, b).get() == (1 + 2**-30) ** 2
+
+
+def test_copies_live_as_long_as_what_reads_them(engine):
+    x, w, b, z = (engine.asarray(np.full((64, 64), 1.5, np.float32)) for _ in range(4))
+    program = engine.program([Call(OPS["dense_forward"], (x, w, b[:1], z))])
+    program.bind()
+    for _ in range(20):
+        engine.empty((64, 64), np.uint16)  # where copies would have been that nobody keeps
+        program.run(1)
+        assert (z.get() == 64 * 1.5**2 + 1.5).all()
