@@ -64,9 +64,11 @@ class Memory:
             self._decayed = size if layer.trainable and decay else self._decayed
         self.parameters = engine.zeros((size,), dtype)
         self.gradients = engine.zeros((self._trained,), dtype)
-        self.cursor, self.step = engine.zeros((1,), np.int64), engine.zeros((1,), np.int64)
-        self.total = engine.zeros((2,), np.float64)
-        self.seen, self.weight = engine.zeros((1,), np.float64), engine.zeros((1,), np.float64)
+        self._counters = engine.zeros((6,), np.float64)  # in one piece, because epochs set them to 0
+        self.cursor, self.step = (self._counters[n : n + 1].view(np.int64) for n in (0, 1))
+        self.total, self.seen, self.weight = (
+            self._counters[where] for where in (slice(2, 4), slice(4, 5), slice(5, 6))
+        )
         if before is not None:
             for name in ("cursor", "step", "total", "seen"):
                 getattr(self, name)[...] = engine.asarray(before._engine.asnumpy(getattr(before, name)))
@@ -105,5 +107,4 @@ class Memory:
 
     def start_epoch(self) -> None:
         """Set all counters to 0."""
-        for counter in (self.cursor, self.step, self.total, self.seen, self.weight):
-            counter[...] = 0
+        self._counters[...] = 0

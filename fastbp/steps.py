@@ -291,14 +291,17 @@ class Run:
             steps -= size
             self._check(size)
 
-    def finish(self) -> None:
-        """See that the last step left finite weights."""
+    def finish(self) -> Array:
+        """The epoch's `Memory.total`, once the last step is seen to have left finite weights."""
         self._check(0, thoroughly=True)
+        return self._total if self._watched else self._model.engine.asnumpy(self._model.memory.total)
 
     def _check(self, steps: int, thoroughly: bool = False) -> None:
         if not self._watched:
             return
-        loss = float(self._model.memory.total[0])
+        if steps:
+            self._total = self._model.engine.asnumpy(self._model.memory.total)
+        loss = float(self._total[0])
         snapshot_is_due = time.perf_counter() - self._snapshot_time > SNAPSHOT_SECONDS
         if not np.isfinite(loss) or ((thoroughly or snapshot_is_due) and not self._weights_are_finite()):
             with self._model.turns:

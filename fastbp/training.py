@@ -145,8 +145,7 @@ class Trainer:
         return len(self._model.history.get("loss", ()))
 
     def _end(self) -> float:
-        self._run.finish()
-        return self._loss.value(self._model.engine.asnumpy(self._model.memory.total))
+        return self._loss.value(self._run.finish())
 
     def _plan(self, rows: int, batch_size: int) -> list[tuple[str, int, int]]:
         """What an epoch replays: the kind of recording, its rows, and how often."""
