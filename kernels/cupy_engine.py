@@ -366,7 +366,7 @@ def spread(pattern: str, extent: tuple[int, ...], most: int) -> tuple[Shape2D, S
     if pattern == "COLUMNS":
         return (min(most, -(-columns // 32)), 1), (32 * min(32, power_of_two(rows)), 1)
     if pattern == "ROWS":
-        rows_of_block = THREADS // min(32, power_of_two(columns)) if columns < WIDE else 1
+        rows_of_block = THREADS // min(32, power_of_two(-(-columns // 4))) if columns < WIDE else 1
         return (min(most, -(-rows // rows_of_block)), 1), (THREADS, 1)
     if len(extent) == 1:
         return (min(most, -(-rows // THREADS)), 1), (THREADS, 1)

@@ -20,9 +20,9 @@ ELEMENTS take(Table x, Integers rows, Matrix xb)
 {
     const int AHEAD = 4; // how many elements a thread waits for at a time
     Lanes lanes(xb.columns, block_size());
-    Index step = gridDim.y * lanes.rows;
-    for (Index i = blockIdx.y * lanes.rows + lanes.row; i < xb.rows; i += AHEAD * step)
-        for (Index j = blockIdx.x * lanes.count + lanes.mine; j < xb.columns; j += gridDim.x * lanes.count) {
+    Index step = grid_y() * lanes.rows;
+    for (Index i = block_y() * lanes.rows + lanes.row; i < xb.rows; i += AHEAD * step)
+        for (Index j = block_x() * lanes.count + lanes.mine; j < xb.columns; j += grid_x() * lanes.count) {
             Word bits[AHEAD];
             for (int n = 0; n < AHEAD; n++)
                 bits[n] = i + n * step < xb.rows ? x.bits(rows[i + n * step], j) : 0;

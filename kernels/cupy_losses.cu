@@ -1,8 +1,7 @@
 // Softmax, losses and their gradients; see cupy_math.cu.
 
 struct Exponents {
-    Real top;
-    double sum;
+    Real top, sum;
 };
 
 // A row's largest element, and the sum of exp(z - top).

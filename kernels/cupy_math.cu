@@ -80,10 +80,23 @@ struct Room {
 #define COLUMNS KERNEL(1024)
 #define ONE_BLOCK KERNEL(256)
 
+#ifdef PARTS
+const int THREADS = 512; // of a block
+__device__ static int block_size() { return THREADS; }
+__device__ static Index block_x() { return 0; }
+__device__ static Index block_y() { return BLOCKS > 1 ? blockIdx.y : 0; }
+__device__ static Index grid_x() { return 1; }
+__device__ static Index grid_y() { return BLOCKS; }
+#else
 __device__ static int block_size() { return blockDim.x; }
+__device__ static Index block_x() { return blockIdx.x; }
+__device__ static Index block_y() { return blockIdx.y; }
+__device__ static Index grid_x() { return gridDim.x; }
+__device__ static Index grid_y() { return gridDim.y; }
+#endif
+__device__ static Index block_of_grid() { return block_y() * grid_x() + block_x(); }
+__device__ static Index grid_size() { return grid_x() * grid_y(); }
 __device__ static int thread_of_block() { return threadIdx.x; }
-__device__ static Index block_of_grid() { return blockIdx.y * gridDim.x + blockIdx.x; }
-__device__ static Index grid_size() { return gridDim.x * gridDim.y; }
 __device__ static bool is_first_thread() { return thread_of_block() == 0; }
 
 // How a block's threads lie over an array: in rows of as many as it has columns, or the next power of two, up to `most`.
@@ -102,12 +115,12 @@ struct Lanes {
 #define EACH_OF_BLOCK(i, n) for (Word i = thread_of_block(); i < (n); i += block_size())
 #define EACH_ELEMENT(i, j, array) \
     if (Lanes lanes((array).columns, block_size()); true) \
-        for (Index i = blockIdx.y * (Index)lanes.rows + lanes.row; i < (array).rows; i += gridDim.y * (Index)lanes.rows) \
-            for (Index j = blockIdx.x * (Index)lanes.count + lanes.mine; j < (array).columns; \
-                 j += gridDim.x * (Index)lanes.count)
-// up to a warp for each row, or a block where rows are WIDE
+        for (Index i = block_y() * lanes.rows + lanes.row; i < (array).rows; i += grid_y() * lanes.rows) \
+            for (Index j = block_x() * lanes.count + lanes.mine; j < (array).columns; \
+                 j += grid_x() * lanes.count)
+// a thread for each four columns, up to a warp for each row, or a block where rows are WIDE
 #define EACH_ROW(i, lanes, n, columns) \
-    if (Lanes lanes((columns) < WIDE ? (columns) : block_size(), (columns) < WIDE ? 32 : block_size()); true) \
+    if (Lanes lanes((columns) < WIDE ? ((columns) + 3) / 4 : block_size(), (columns) < WIDE ? 32 : block_size()); true) \
         for (Index i = block_of_grid() * lanes.rows + lanes.row; i < (n); i += grid_size() * lanes.rows)
 #define ALONG_ROW(j, lanes, n) for (Index j = lanes.mine; j < (n); j += lanes.count)
 // all threads of a block go through as many columns, beyond the last one too: over_column waits for them
@@ -118,10 +131,10 @@ struct Lanes {
 #define ALONG_COLUMN(i, j, lanes, array) \
     for (Index i = lanes.row; i < (array).rows && (j) < (array).columns; i += lanes.rows)
 
-__device__ static double combine(double x, double y, bool largest) { return largest ? fmax(x, y) : x + y; }
+template <class T> __device__ T combine(T x, T y, bool largest) { return largest ? fmax(x, y) : x + y; }
 
 // The sum, or the largest, of what threads side by side hold, a power of two up to a warp; the same bits in each of them.
-__device__ static double over_lanes(double x, int count = 32, bool largest = false)
+template <class T> __device__ T over_lanes(T x, int count = 32, bool largest = false)
 {
     unsigned all = count < 32 ? ((1u << count) - 1) << (thread_of_block() % 32 & -count) : 0xffffffffu;
     for (int distance = count / 2; distance; distance /= 2)
@@ -129,7 +142,7 @@ __device__ static double over_lanes(double x, int count = 32, bool largest = fal
     return x;
 }
 
-__device__ static double over_block(double x, bool largest = false)
+__device__ __noinline__ static double over_block(double x, bool largest = false)
 {
     __shared__ double parts[32];
     int thread = thread_of_block(), warps = block_size() / 32;
@@ -144,12 +157,12 @@ __device__ static double over_block(double x, bool largest = false)
     return x;
 }
 
-__device__ static double over_row(double x, Lanes lanes, bool largest = false)
+template <class T> __device__ T over_row(T x, Lanes lanes, bool largest = false)
 {
-    return lanes.count > 32 ? over_block(x, largest) : over_lanes(x, lanes.count, largest);
+    return lanes.count > 32 ? T(over_block(x, largest)) : over_lanes(x, lanes.count, largest);
 }
 
-__device__ static double over_column(double x, Lanes lanes)
+__device__ __noinline__ static double over_column(double x, Lanes lanes)
 {
     __shared__ double parts[32][32];
     int thread = thread_of_block();
@@ -170,6 +183,8 @@ __device__ static bool is_last_block(Room room)
 {
     __shared__ bool last;
     __syncthreads();
+    if (grid_size() == 1)
+        return true;
     if (is_first_thread()) {
         unsigned others = grid_size() - 1;
         __threadfence();
@@ -185,6 +200,8 @@ __device__ static bool over_grid(double &x, double &y, Room room)
 {
     x = over_block(x);
     y = over_block(y);
+    if (grid_size() == 1)
+        return true;
     if (is_first_thread()) {
         room.part(block_of_grid(), 0) = x;
         room.part(block_of_grid(), 1) = y;

@@ -1,9 +1,14 @@
-// Matrix products of small networks; see cupy_math.cu. Larger ones are left to cuBLAS.
+// Matrix products of small networks, as parts of one kernel; see cupy_math.cu. Larger ones are left to cuBLAS.
 //
 // A thread computes a tile of 4 x 4 elements, which lie apart, so that threads side by side read what lies side by side.
 // Where a block has fewer tiles than threads, several threads share a tile, each with a slice of the sums.
+#ifdef PARTS
 
 const int TILE = 4;
+const int PART = TILE * TILE / 2; // of a tile; to share all of it at once would take double too much memory
+
+// n / d, in fewer instructions than a division of whole numbers takes, for n below 2**21.
+__device__ static int divided(int n, int d) { return __fdividef(n + 0.5f, d); }
 
 struct alignas(16) Four {
     Real terms[4];
@@ -25,30 +30,30 @@ template <bool ALONG> struct Factor {
         return {{from[0], from[next], from[2 * next], from[3 * next]}};
     }
 };
+typedef Factor<true> AsItIs;
+typedef Factor<false> Transposed;
 
-const int PART = TILE * TILE / 2; // for all of a tile at once, double would take too much shared memory
-
-__device__ static Real (&parts_of_sums())[PART][512]
+__device__ static Real (&parts_of_sums())[PART][THREADS]
 {
-    __shared__ Real parts[PART][512];
+    __shared__ Real parts[PART][THREADS];
     return parts;
 }
 
-// Give what threads have found of tiles to `store`, with the sums of all slices of a tile.
-template <class Store> __device__ void join(const Real (&sums)[TILE * TILE], int tiles, int slices, Store store)
+// Call keep(tile, n, sum) for each element n of a block's tiles, with what all threads have found of it.
+template <class Keep> __device__ void join(const Real (&sums)[TILE * TILE], int tiles, int slices, Keep keep)
 {
-    Real(&parts)[PART][512] = parts_of_sums();
-    int thread = thread_of_block();
+    Real(&parts)[PART][THREADS] = parts_of_sums();
     for (int start = 0; start < TILE * TILE; start += PART) {
         __syncthreads(); // what was here before has been read
         for (int n = 0; n < PART; n++)
-            parts[n][thread] = start ? sums[PART + n] : sums[n];
+            parts[n][thread_of_block()] = start ? sums[PART + n] : sums[n];
         __syncthreads();
-        for (int at = thread; at < PART * tiles; at += block_size()) {
+        for (int at = thread_of_block(); at < PART * tiles; at += THREADS) {
+            int n = divided(at, tiles), tile = at - n * tiles;
             Real sum = 0;
             for (int slice = 0; slice < slices; slice++)
-                sum += parts[at / tiles][slice * tiles + at % tiles];
-            store(at % tiles, start + at / tiles, sum);
+                sum += parts[n][slice * tiles + tile];
+            keep(tile, start + n, sum);
         }
     }
 }
@@ -58,52 +63,52 @@ template <bool A, bool B, class Store>
 __device__ void product(Factor<A> a, Factor<B> b, int rows, int columns, int terms, Store store)
 {
     int down = (rows + TILE - 1) / TILE, across = (columns + TILE - 1) / TILE, all = down * across;
-    int share = (all + (int)grid_size() - 1) / (int)grid_size(), first = share * (int)block_of_grid();
-    int tiles = min(share, all - first), fours = terms / 4;
+    int share = (all + BLOCKS - 1) / BLOCKS, first = share * block_of_grid(), tiles = min(share, all - first);
     if (tiles <= 0)
         return;
+    int fours = terms / 4, slices = max(1, min(divided(THREADS, tiles), fours)), size = divided(fours - 1, slices) + 1;
     auto keep = [&](int tile, int n, Real sum) {
-        int i = (first + tile) / across + n / TILE * down, j = (first + tile) % across + n % TILE * across;
+        int y = divided(first + tile, across), x = first + tile - y * across;
+        int i = y + n / TILE * down, j = x + n % TILE * across;
         if (i < rows && j < columns)
             store(i, j, sum);
     };
-    int slices = max(1, min(block_size() / tiles, fours));
-    for (int thread = thread_of_block(); thread - thread_of_block() < tiles * slices; thread += block_size()) {
-        Real sums[TILE * TILE] = {};
-        int tile = thread % tiles, slice = thread / tiles, i[TILE], j[TILE];
+    for (int start = 0; start < tiles * slices; start += THREADS) {
+        int thread = start + thread_of_block(), slice = divided(thread, tiles), tile = thread - slice * tiles;
+        int y = divided(first + tile, across), x = first + tile - y * across, i[TILE], j[TILE];
         for (int n = 0; n < TILE; n++) { // beyond the last, the last once more, which nobody keeps
-            i[n] = min((first + tile) / across + n * down, rows - 1);
-            j[n] = min((first + tile) % across + n * across, columns - 1);
+            i[n] = min(y + n * down, rows - 1);
+            j[n] = min(x + n * across, columns - 1);
         }
-        int start = fours * slice / slices, end = slice < slices ? fours * (slice + 1) / slices : start;
+        Real sums[TILE * TILE] = {};
+        int begin = slice * size, end = min(begin + size, slice < slices ? fours : 0);
         // where both factors are read along rows, threads side by side begin at terms apart, which lie in other banks
-        int turn = A && B && end > start ? j[0] % (end - start) : 0;
-        for (int n = start; n < end; n++) {
-            int k = 4 * (n + turn < end ? n + turn : n + turn - end + start);
-            Four x[TILE], y[TILE];
+        int k = A && B && end > begin ? begin + x % (end - begin) : begin;
+        for (int n = begin; n < end; n++) {
+            Four u[TILE], v[TILE];
             for (int m = 0; m < TILE; m++)
-                x[m] = a.four(i[m], k), y[m] = b.four(j[m], k);
+                u[m] = a.four(i[m], 4 * k), v[m] = b.four(j[m], 4 * k);
             for (int m = 0; m < TILE * TILE; m++)
                 for (int term = 0; term < 4; term++)
-                    sums[m] += x[m / TILE].terms[term] * y[m % TILE].terms[term];
+                    sums[m] += u[m / TILE].terms[term] * v[m % TILE].terms[term];
+            k = k + 1 < end ? k + 1 : begin;
         }
-        for (int k = 4 * fours; k < terms && slice == slices - 1; k++)
+        for (k = 4 * fours; k < terms && slice == 0; k++)
             for (int m = 0; m < TILE * TILE; m++)
                 sums[m] += *a.at(i[m / TILE], k) * *b.at(j[m % TILE], k);
         if (slices > 1)
             join(sums, tiles, slices, keep);
-        else if (thread < tiles)
+        else if (slice == 0)
             for (int m = 0; m < TILE * TILE; m++)
                 keep(tile, m, sums[m]);
     }
 }
 
-typedef Factor<true> AsItIs;
-typedef Factor<false> Transposed;
-
 ELEMENTS dense_forward(Matrix x, Matrix w, Matrix b, Matrix z)
 {
-    product(AsItIs(x), Transposed(w), z.rows, z.columns, x.columns, [=](int i, int j, Real sum) { z(i, j) = sum + b(0, j); });
+    product(AsItIs(x), Transposed(w), z.rows, z.columns, x.columns, [=](int i, int j, Real sum) {
+        z(i, j) = sum + b(0, j);
+    });
 }
 
 ELEMENTS dense_relu_forward(Matrix x, Matrix w, Matrix b, Matrix y)
@@ -128,5 +133,8 @@ ELEMENTS dense_relu_input_grad(Matrix dz, Matrix w, Matrix y, Matrix dx)
 
 ELEMENTS dense_weight_grad(Matrix x, Matrix dz, Matrix dw)
 {
-    product(Transposed(x), Transposed(dz), dw.rows, dw.columns, x.rows, [=](int i, int j, Real sum) { dw(i, j) = sum; });
+    product(Transposed(x), Transposed(dz), dw.rows, dw.columns, x.rows, [=](int i, int j, Real sum) {
+        dw(i, j) = sum;
+    });
 }
+#endif

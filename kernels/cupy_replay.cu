@@ -47,7 +47,7 @@ template <class T> __device__ static T next(const Word *&word)
 }
 
 // The second bound, that a multiprocessor runs but one such block, gives each thread all the registers that it may have.
-extern "C" __global__ void TOGETHER __launch_bounds__(512, 1)
+extern "C" __global__ void TOGETHER __launch_bounds__(THREADS, 1)
     replay(Integers table, Integers moved, Integers spans, Word table_is_near, Word steps)
 {
     Word *words = table_is_near ? (Word *)near : table.data;

@@ -26,7 +26,7 @@ MOST_BLOCKS = 1024  # of a kernel
 MOST_READY = 4  # as many as there are for tables that come by pieces: in two places, a whole or the last one
 STEPS_OF_A_GRAPH = 16
 LANES = 2  # in which stages of a graph run side by side
-BLOCK = 512, 1  # of the one kernel
+BLOCK = 512, 1  # of the one kernel; THREADS in cupy_math.cu
 CLUSTER = 8  # blocks, which may be in any cluster
 # floating-point operations of a step up to which it is one kernel: of one block, where the GPU has no clusters or has
 # them, and of a cluster

@@ -250,7 +250,7 @@ def test_no_more_is_asked_for_than_a_device_has(engine, monkeypatch, size):
     attributes = standin.Device.attributes | {"MaxSharedMemoryPerBlockOptin": size}
     monkeypatch.setattr(standin.Device, "attributes", attributes)
     fit(model_of(engine, [fastbp.Dense(4, 1500), fastbp.Dense(1500, 3)], fastbp.Adam(), "float64"), 1)
-    kernel = standin.cupy.RawModule(code=source(["products"], "float32")).get_function("dense_forward")
+    kernel = standin.cupy.RawModule(code=source(["layers"], "float32")).get_function("add_bias")
     available = REPLAY.shared_memory_of(kernel)
     assert 0 < ASKED["replay"] < available + kernel.shared_size_bytes == size
     with pytest.raises(RuntimeError, match="CUDA_ERROR_INVALID_VALUE"):
@@ -316,10 +316,10 @@ def plant(monkeypatch):
         (1, "products", "__syncthreads(); // what was here before has been read", ""),
         (1, "products", "        __syncthreads();\n        for (int at", "        for (int at"),
         (1, "products", "slice < slices; slice++", "slice < slices - 1; slice++"),
-        (1, "products", "slice == slices - 1;", "slice == slices;"),
+        (1, "products", "slice == 0; k++", "slice == 1; k++"),
         (1, "products", "+ n % TILE * across", "+ n % TILE"),
-        (8, "products", "share * (int)block_of_grid()", "(share - 1) * (int)block_of_grid()"),
-        (1, "products", "n + turn - end + start", "n + turn - end"),
+        (8, "products", "share * block_of_grid()", "(share - 1) * block_of_grid()"),
+        (1, "products", "? k + 1 : begin", "? k + 1 : end - 1"),
         (1, "products", "from[3 * next]", "from[2 * next]"),
     ],
 )
@@ -375,7 +375,7 @@ def test_all_stays_within_bounds():
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("EACH_OF_BLOCK(i, table.size)", "EACH_OF_BLOCK(i, table.size - 2)"),
+        ("EACH_OF_BLOCK(i, table.size)", "EACH_OF_BLOCK(i, table.size - 12)"),
         ("(Word)near;", "((Word)near + 8);"),
         ("(Word)near;", "((Word)near + 1);"),
         ("spans[i + 1];", "spans[i + 1] + 16;"),

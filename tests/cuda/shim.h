@@ -27,7 +27,9 @@ extern "C" size_t shared_size() { return &__stop_shared_memory - &__start_shared
 static char *dynamic_shared_memory; // as much as the launch asks for, and not a byte more
 
 template <class Real> Real normcdf(Real x) { return std::erfc(-x * Real(M_SQRT1_2)) / 2; }
+static float __fdividef(float x, float y) { return x / y; }
 static int __clz(int x) { return x ? __builtin_clz(x) : 32; }
+#define __noinline__ __attribute__((noinline))
 template <class To, class From> To bits_as(From x)
 {
     To to;
@@ -111,7 +113,7 @@ static unsigned atomicInc(unsigned *x, unsigned last)
     return old;
 }
 
-static double __shfl_xor_sync(unsigned group, double x, int distance)
+template <class T> T __shfl_xor_sync(unsigned group, T x, int distance)
 {
     Fiber *me = fibers[running];
     me->group = group, me->distance = distance, me->value = x;
