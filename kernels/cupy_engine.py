@@ -196,7 +196,9 @@ class CupyEngine(Engine):
                 if x.dtype != np.float32:
                     return stages
                 key = address(x), x.shape, x.strides
-                x, arrays[name] = copies.setdefault(key, (x, self.buffer(x.shape, np.uint16)))
+                if key not in copies:
+                    copies[key] = x, self.buffer(x.shape, np.uint16)
+                arrays[name] = copies[key][1]
                 if key not in fresh:
                     result.append(Stage("to_bfloat16", {"x": x, "h": arrays[name]}, frozenset({"h"})))
                     fresh.add(key)
@@ -359,14 +361,15 @@ def most_blocks() -> int:
 
 
 def spread(pattern: str, extent: tuple[int, ...], most: int) -> tuple[Shape2D, Shape2D]:
-    """Grid and block for an array of this shape; see cupy_math.cu for what the patterns promise."""
+    """Grid and block for an array of this shape, over which `Lanes` in cupy_math.cu lays a block's threads."""
     rows, columns = extent[0], math.prod(extent[1:])
     if pattern == "ONE_BLOCK":
         return (1, 1), (THREADS, 1)
     if pattern == "COLUMNS":
         return (min(most, -(-columns // 32)), 1), (32 * min(32, power_of_two(rows)), 1)
     if pattern == "ROWS":
-        rows_of_block = THREADS // min(32, power_of_two(-(-columns // 4))) if columns < WIDE else 1
+        lanes = min(32, power_of_two(-(-columns // 4))) if len(extent) > 1 else 32
+        rows_of_block = THREADS // lanes if columns < WIDE else 1
         return (min(most, -(-rows // rows_of_block)), 1), (THREADS, 1)
     if len(extent) == 1:
         return (min(most, -(-rows // THREADS)), 1), (THREADS, 1)

@@ -39,15 +39,3 @@ COLUMNS sigmoid_grads(Matrix y, Matrix dx, Matrix db)
 {
     bend(y, dx, db, [](Real dy, Real y) { return dy * (y * (1 - y)); });
 }
-
-COLUMNS bias_grad(Matrix dx, Matrix db)
-{
-    EACH_COLUMN(j, lanes, dx) {
-        Real sum = 0;
-        ALONG_COLUMN(i, j, lanes, dx)
-            sum += dx(i, j);
-        sum = over_column(sum, lanes);
-        if (j < dx.columns)
-            db(0, j) = sum;
-    }
-}

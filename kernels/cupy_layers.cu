@@ -44,7 +44,7 @@ ELEMENTS take_weights(Table w, Integers rows, Vector wb)
         wb[i] = w.number(w.bits(rows[i], 0));
 }
 
-COLUMNS dense_bias_grad(Matrix dz, Matrix db)
+__device__ static void sum_rows(Matrix dz, Matrix db)
 {
     EACH_COLUMN(j, lanes, dz) {
         Real sum = 0;
@@ -55,6 +55,10 @@ COLUMNS dense_bias_grad(Matrix dz, Matrix db)
             db(0, j) = sum;
     }
 }
+
+COLUMNS dense_bias_grad(Matrix dz, Matrix db) { sum_rows(dz, db); }
+
+COLUMNS bias_grad(Matrix dx, Matrix db) { sum_rows(dx, db); } // of the layer before, behind its activation
 
 ELEMENTS add_bias(Matrix b, Matrix z)
 {

@@ -28,7 +28,7 @@ typedef Numbers<double> Doubles;
 typedef Numbers<Word> Integers;
 typedef Numbers<unsigned long long> Words;
 
-// A user's array, of any type (in the order of TYPES in cupy_engine.py) and strides in bytes.
+// A user's array, of any type (in the order of TYPES in cupy_sources.py) and strides in bytes.
 struct Table {
     const char *data;
     Word rows, columns, row_step, column_step, type;

@@ -107,9 +107,9 @@ COLUMNS batch_norm_backward(Matrix dy, Matrix w, Matrix normal, Doubles scale, D
 }
 
 // The place of a code in column j's part of a table, or -1 for what is no code.
-__device__ static Index place(Real code, Index j, Integers start, Integers codes, Integers stride)
+__device__ static Word place(Real code, Index j, Integers start, Integers codes, Integers stride)
 {
-    return code >= 0 && code < codes[j] && code == floor(code) ? start[j] + Index(code) * stride[j] : -1;
+    return code >= 0 && code < codes[j] && code == floor(code) ? start[j] + Word(code) * stride[j] : -1;
 }
 
 ELEMENTS embedding_forward(Matrix x, Vector w, Integers column, Integers start, Integers codes, Integers stride,
@@ -117,7 +117,7 @@ ELEMENTS embedding_forward(Matrix x, Vector w, Integers column, Integers start, 
 {
     EACH_ELEMENT(i, j, y) {
         Real code = x(i, column[j]);
-        Index at = place(code, j, start, codes, stride);
+        Word at = place(code, j, start, codes, stride);
         y(i, j) = codes[j] == 0 ? code : at < 0 ? Real(nan("")) : w[at];
     }
 }
@@ -133,11 +133,11 @@ ELEMENTS embedding_input_grad(Matrix dy, Integers column, Integers codes, Matrix
     }
 }
 
-// A row of threads for each entry of the table, so that sums are always taken in the same order.
+// A warp for each entry of the table, so that sums are always taken in the same order.
 ROWS embedding_weight_grad(Vector dw, Matrix dy, Matrix x, Integers column, Integers start, Integers codes,
                            Integers stride)
 {
-    EACH_ROW(entry, lanes, dw.size, dy.rows) {
+    EACH_ROW(entry, lanes, dw.size, 4 * 32) {
         Real sum = 0;
         for (Index j = 0; j < dy.columns; j++)
             if (entry >= start[j] && entry < start[j] + codes[j] * stride[j])

@@ -46,7 +46,7 @@ template <class Keep> __device__ void join(const Real (&sums)[TILE * TILE], int 
     for (int start = 0; start < TILE * TILE; start += PART) {
         __syncthreads(); // what was here before has been read
         for (int n = 0; n < PART; n++)
-            parts[n][thread_of_block()] = start ? sums[PART + n] : sums[n];
+            parts[n][thread_of_block()] = start ? sums[PART + n] : sums[n]; // known indices: sums stay in registers
         __syncthreads();
         for (int at = thread_of_block(); at < PART * tiles; at += THREADS) {
             int n = divided(at, tiles), tile = at - n * tiles;

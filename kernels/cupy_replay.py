@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import cupy
@@ -170,20 +170,18 @@ class OneKernel:
     def __init__(self, engine: CupyEngine, stages: Sequence[Stage], slots: Iterable[Array], blocks: int) -> None:
         kernels = tuple(dict.fromkeys(stage.kernel for stage in stages))
         words: list[int] = []
-        pointers: list[int] = []  # those of the words that are addresses
-        used: list[range] = []  # the memory behind each
+        pointers: dict[int, range] = {}  # which of the words are addresses, and the memory there
         for stage, waits in zip(stages, waiting(meetings(engine, stages)), strict=True):
             words += waits, kernels.index(stage.kernel)
             for kind, name in KERNELS[stage.kernel].parameters:
-                pointers.append(len(words))
-                used.append(range(*engine.span(stage.arrays[name])))
+                pointers[len(words)] = range(*engine.span(stage.arrays[name]))
                 words += words_of(stage.arrays[name], kind)
 
         self._kernel = module_of_parts(kernels, float_type(stages), blocks).get_function("replay")
         room, fixed = shared_memory_of(self._kernel), [range(*engine.span(x)) for x in slots]
-        places = places_for(used if blocks == 1 else [], fixed, 8 * len(words), room)
-        near = 8 * len(words) <= room
-        self._shared = max((place + len(span) for span, place in places.items()), default=8 * len(words) * near)
+        table = 8 * len(words) if 8 * len(words) <= room else 0  # bytes of shared memory
+        places = places_for(pointers.values() if blocks == 1 else (), fixed, table, room if table else 0)
+        self._shared = max([table, *(place + len(span) for span, place in places.items())])
         moved = [0] * len(words)
         for at in pointers:
             for span, place in places.items():
@@ -193,7 +191,7 @@ class OneKernel:
                     break
         spans = [number for span, place in places.items() for number in (span.start, place, len(span))]
         self._tables = [engine.integers(*numbers) for numbers in (words, moved, spans)]
-        self._arguments = [*(by_value(x, "Integers") for x in self._tables), np.int64(near)]
+        self._arguments = [*(by_value(x, "Integers") for x in self._tables), np.int64(table > 0)]
         self._grid = 1, blocks
 
     def __call__(self, steps: int) -> None:
@@ -229,12 +227,12 @@ def waiting(meet: Array) -> list[bool]:
     return result
 
 
-def places_for(used: Sequence[range], fixed: Sequence[range], start: int, room: int) -> dict[range, int]:
+def places_for(used: Collection[range], fixed: Sequence[range], start: int, room: int) -> dict[range, int]:
     """Where in shared memory to put the memory that is used: as much as there is room for.
 
     Parameters
     ----------
-    used : sequence of range
+    used : collection of range
         Addresses, once for each time that they are used. Those used most for their size have the first choice.
     fixed : sequence of range
         Addresses that stay.

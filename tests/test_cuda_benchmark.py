@@ -49,6 +49,7 @@ def on_host(monkeypatch):
         pytest.skip("needs g++")
     monkeypatch.setattr(gpu, "ENGINE", standin.engine_on_host())
     monkeypatch.setattr(fastbp.kernels, "cupy_replay", standin.replay_module(), raising=False)
+    monkeypatch.setitem(sys.modules, "cupy", standin.cupy)
     monkeypatch.setattr(gpu, "LINES", {"2-4-3": 5})
     monkeypatch.setitem(gpu.CASES, "2-4-3", (5, 4, ["fp32", "bf16"], 30, 3))
 
@@ -58,8 +59,22 @@ def test_small_networks_are_timed_in_each_way(on_host):
     result = gpu.ways(steps=2)["us_per_step"]["2-4-3"]
     work, size = result.pop("operations"), result.pop("bytes")
     assert 2 * 5 * (3 * (2 * 4 + 4 * 3) - 2 * 4) <= work < 2000 < size < 4000
-    assert result.keys() == {"block", "cluster", "graph", "graph of one lane"} and min(result.values()) > 0
+    assert result.keys() == {"block", "cluster", "graph", "one lane"} and min(result.values()) > 0
     assert standin.replay_module().blocks_for is choose
+
+
+def test_a_gpu_without_clusters_has_a_way_less(on_host, monkeypatch):
+    monkeypatch.setattr(standin.Device, "compute_capability", "80")
+    assert gpu.settings_of_ways().keys() == {"block", "graph", "one lane"}
+
+
+def test_training_in_each_way_is_held_against_numpy(on_host, monkeypatch):
+    pytest.importorskip("safetensors")
+    X, y = fastbp.spiral_data(20, 3, seed=0)
+    monkeypatch.setattr(fastbp, "spiral_data", lambda *_, **__: (X, y))
+    result = gpu.training()
+    assert result["passed"] and result["errors"].keys() == {"block", "cluster", "graph", "one lane"}
+    assert all(exact < 1e-10 < 1e-5 < half for exact, half in result["errors"].values())
 
 
 def test_others_may_be_missing(on_host, monkeypatch):
