@@ -366,7 +366,7 @@ def spread(pattern: str, extent: tuple[int, ...], most: int) -> tuple[Shape2D, S
     if pattern == "ONE_BLOCK":
         return (1, 1), (THREADS, 1)
     if pattern == "COLUMNS":
-        return (min(most, -(-columns // 32)), 1), (32 * min(32, power_of_two(rows)), 1)
+        return (min(most, -(-columns // 16)), 1), (max(32, 16 * min(64, power_of_two(rows))), 1)
     if pattern == "ROWS":
         lanes = min(32, power_of_two(-(-columns // 4))) if len(extent) > 1 else 32
         rows_of_block = THREADS // lanes if columns < WIDE else 1

@@ -82,12 +82,14 @@ struct Room {
 
 #ifdef PARTS
 const int THREADS = 512; // of a block
+const int ACROSS = BLOCKS > 1 ? 16 : 128; // columns that a block sums up at a time
 __device__ static int block_size() { return THREADS; }
 __device__ static Index block_x() { return 0; }
 __device__ static Index block_y() { return BLOCKS > 1 ? blockIdx.y : 0; }
 __device__ static Index grid_x() { return 1; }
 __device__ static Index grid_y() { return BLOCKS; }
 #else
+const int ACROSS = 16;
 __device__ static int block_size() { return blockDim.x; }
 __device__ static Index block_x() { return blockIdx.x; }
 __device__ static Index block_y() { return blockIdx.y; }
@@ -125,7 +127,7 @@ struct Lanes {
 #define ALONG_ROW(j, lanes, n) for (Index j = lanes.mine; j < (n); j += lanes.count)
 // all threads of a block go through as many columns, beyond the last one too: over_column waits for them
 #define EACH_COLUMN(j, lanes, array) \
-    if (Lanes lanes((array).columns, 32); true) \
+    if (Lanes lanes((array).columns, ACROSS); true) \
         for (Index j = block_of_grid() * lanes.count + lanes.mine; j - lanes.mine < (array).columns; \
              j += grid_size() * lanes.count)
 #define ALONG_COLUMN(i, j, lanes, array) \
@@ -162,19 +164,20 @@ template <class T> __device__ T over_row(T x, Lanes lanes, bool largest = false)
     return lanes.count > 32 ? T(over_block(x, largest)) : over_lanes(x, lanes.count, largest);
 }
 
+// The sum of what the threads of a column hold, in each of them.
 __device__ __noinline__ static double over_column(double x, Lanes lanes)
 {
-    __shared__ double parts[32][32];
-    int thread = thread_of_block();
+    __shared__ double parts[1024];
+    int thread = thread_of_block(), apart = max(32, lanes.count);
     for (int distance = 16; distance >= lanes.count; distance /= 2) // rows side by side in a warp
         x += __shfl_xor_sync(0xffffffffu, x, distance);
     __syncthreads(); // what was here before has been read
-    if (thread % 32 < lanes.count)
-        parts[thread / 32][thread % 32] = x;
+    if (thread % apart < lanes.count)
+        parts[thread / apart * lanes.count + lanes.mine] = x;
     __syncthreads();
     x = 0;
-    for (int warp = 0; warp < block_size() / 32; warp++)
-        x += parts[warp][lanes.mine];
+    for (int group = 0; group < block_size() / apart; group++)
+        x += parts[group * lanes.count + lanes.mine];
     return x;
 }
 
