@@ -29,7 +29,7 @@ LANES = 2  # in which stages of a graph run side by side
 BLOCK = 512, 1  # of the one kernel; THREADS in cupy_math.cu
 CLUSTER = 8  # blocks, which may be in any cluster
 # floating-point operations of a step up to which it is one kernel: of one block, where the GPU has no clusters or has
-# them, and of a cluster
+# them, and of a cluster; estimated, for no GPU has been at hand
 OF_LONE_BLOCK, OF_BLOCK, OF_CLUSTER = 2_000_000, 1_000_000, 10_000_000
 KERNELS_OWN = 48 << 10  # bytes of shared memory that a kernel may ask for by itself
 ALIGNMENT = 16  # bytes, of what lies in shared memory: as many as a thread copies at a time
@@ -103,7 +103,9 @@ class Graph:
     def _captured(self, steps: int) -> Any:
         """So many steps as one graph, which is launched on the stream that is current then."""
         if steps not in self._graphs:
-            first, *others = streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(LANES)]
+            first, *others = streams = [
+                cupy.cuda.Stream(non_blocking=True) for _ in range(1 + max(self._lanes, default=0))
+            ]
             first.begin_capture()
             try:
                 begun = first.record()
@@ -143,7 +145,8 @@ def meetings(engine: CupyEngine, stages: Sequence[Stage]) -> Array:
     place, start, stop, writes = np.array(uses, np.int64).reshape(-1, 4).T
     found = (start[:, None] < stop) & (start < stop[:, None]) & ((writes[:, None] | writes) == 1)
     result = np.zeros((len(stages), len(stages)), bool)
-    result[place[found.nonzero()[0]], place[found.nonzero()[1]]] = True
+    one, other = found.nonzero()
+    result[place[one], place[other]] = True
     return result
 
 
