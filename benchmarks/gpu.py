@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -161,7 +162,7 @@ def bench(name: str) -> dict[str, Any]:
         "jax scan": by_jax,
         "torch compiled": functools.partial(by_torch, way="compiled"),
     }
-    results = []
+    results: list[Any] = []
     for precision in precisions:
         us: dict[str, Any] = {}
         for contender, prepare in contenders.items():
@@ -173,6 +174,7 @@ def bench(name: str) -> dict[str, Any]:
                 us[contender] = "not installed"
             except Exception as error:  # of another library; the others still count
                 us[contender] = repr(error)
+            print(json.dumps({"results": [*results, us]}), flush=True)  # what there is if time is up
         results.append({"batch": batch, "precision": precision, "us_per_step": us, **judged(us, *targets)})
     return {"passed": all(isinstance(r["us_per_step"]["fastbp"], list) for r in results), "results": results}
 
@@ -382,8 +384,10 @@ def in_process(name: str, seconds: float) -> dict[str, Any]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=max(seconds, 1))
         result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"error": done.stderr[-4000:]}
-    except subprocess.TimeoutExpired:
-        result = {"error": f"not done after {seconds:.0f} seconds"}
+    except subprocess.TimeoutExpired as expired:
+        printed = (expired.stdout or b"").decode()  # bytes, whatever was asked for
+        *_, last = ["{}", *re.findall(r"^{.*}$", printed, re.MULTILINE)]
+        result = {"error": f"not done after {seconds:.0f} seconds", **json.loads(last)}
     return {"passed": "error" not in result, **result, "seconds": round(time.monotonic() - start, 1)}
 
 

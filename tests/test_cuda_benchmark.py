@@ -93,6 +93,15 @@ def test_a_part_that_fails_is_no_end():
         assert "cupy" in result["error"].lower()
 
 
+def test_what_is_found_before_time_is_up_is_kept(monkeypatch):
+    def run(command, **options):
+        raise gpu.subprocess.TimeoutExpired(command, 1, output=b'{"results": [1]}\n{"results": [1, 2]}\n')
+
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    result = gpu.in_process("bench 2-64-3", 7)
+    assert not result["passed"] and result["error"] == "not done after 7 seconds" and result["results"] == [1, 2]
+
+
 def test_how_results_are_judged():
     us = {"fastbp": [2.0], "torch eager": [80.0], "torch graph": [5.0], "jax scan": "not installed"}
     judged = gpu.judged(us, 30, 3)
