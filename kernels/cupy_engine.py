@@ -179,7 +179,7 @@ class CupyEngine(Engine):
         """The kernels that compute an op on these arrays, all parts of one where they are `small`."""
         names = {arg.name: array for arg, array in zip((*op.inputs, *op.outputs), arguments, strict=True)}
         if "dx" in names:
-            names = {"dy": names["dx"]} | names  # what a later stage changes in place
+            names = {"dy": names["dx"]} | names  # what a later stage reads, or changes in place
         written = {arg.name for arg in op.inputs if arg.inplace} | {arg.name for arg in op.outputs} | {"room"}
         stages = STAGES_OF_SMALL if small else STAGES
         return [Stage(kernel, names | {"room": room}, frozenset(written)) for kernel in stages.get(op.name, (op.name,))]

@@ -16,32 +16,60 @@ ONE_BLOCK next_rate(Doubles rates, Integers step, Doubles rate)
         rate[0] = rates[step[0]++];
 }
 
-ELEMENTS take(Table x, Integers rows, Matrix xb)
+// The rows of the next batch, where nobody has written them down.
+struct Coming {
+    Integers order, cursor;
+    __device__ Word operator[](Word i) const { return order[cursor[0] + i]; }
+};
+
+template <class Places> __device__ void take_rows(Table x, Places rows, Matrix xb)
 {
     const int AHEAD = 4; // how many elements a thread waits for at a time
     Lanes lanes(xb.columns, block_size());
     Index step = grid_y() * lanes.rows;
     for (Index i = block_y() * lanes.rows + lanes.row; i < xb.rows; i += AHEAD * step)
         for (Index j = block_x() * lanes.count + lanes.mine; j < xb.columns; j += grid_x() * lanes.count) {
-            Word bits[AHEAD];
+            Word row[AHEAD], bits[AHEAD];
             for (int n = 0; n < AHEAD; n++)
-                bits[n] = i + n * step < xb.rows ? x.bits(rows[i + n * step], j) : 0;
+                row[n] = i + n * step < xb.rows ? rows[i + n * step] : 0;
+            for (int n = 0; n < AHEAD; n++)
+                bits[n] = x.bits(row[n], j);
             for (int n = 0; n < AHEAD; n++)
                 if (i + n * step < xb.rows)
                     xb(i + n * step, j) = x.number(bits[n]);
         }
 }
 
-ELEMENTS take_labels(Integers t, Integers rows, Integers tb)
+template <class Places> __device__ void take_numbers(Integers t, Places rows, Integers tb)
 {
-    EACH(i, rows.size)
+    EACH(i, tb.size)
         tb[i] = t[rows[i]];
 }
 
-ELEMENTS take_weights(Table w, Integers rows, Vector wb)
+template <class Places> __device__ void take_column(Table w, Places rows, Vector wb)
 {
-    EACH(i, rows.size)
+    EACH(i, wb.size)
         wb[i] = w.number(w.bits(rows[i], 0));
+}
+
+ELEMENTS take(Table x, Integers rows, Matrix xb) { take_rows(x, rows, xb); }
+ELEMENTS take_labels(Integers t, Integers rows, Integers tb) { take_numbers(t, rows, tb); }
+ELEMENTS take_weights(Table w, Integers rows, Vector wb) { take_column(w, rows, wb); }
+
+ELEMENTS take_next(Table x, Integers order, Integers cursor, Matrix xb) { take_rows(x, Coming{order, cursor}, xb); }
+ELEMENTS take_labels_next(Integers t, Integers order, Integers cursor, Integers tb)
+{
+    take_numbers(t, Coming{order, cursor}, tb);
+}
+ELEMENTS take_weights_next(Table w, Integers order, Integers cursor, Vector wb)
+{
+    take_column(w, Coming{order, cursor}, wb);
+}
+
+ONE_BLOCK move_cursor(Integers rows, Integers cursor)
+{
+    if (is_first_thread())
+        cursor[0] += rows.size;
 }
 
 __device__ static void sum_rows(Matrix dz, Matrix db)
@@ -58,7 +86,7 @@ __device__ static void sum_rows(Matrix dz, Matrix db)
 
 COLUMNS dense_bias_grad(Matrix dz, Matrix db) { sum_rows(dz, db); }
 
-COLUMNS bias_grad(Matrix dx, Matrix db) { sum_rows(dx, db); } // of the layer before, behind its activation
+COLUMNS bias_grad(Matrix dy, Matrix db) { sum_rows(dy, db); } // of the layer before, behind its activation
 
 ELEMENTS add_bias(Matrix b, Matrix z)
 {

@@ -74,9 +74,31 @@ class Replay:
         blocks = blocks_for(work, self._bytes) if slots else 0
         room = self._room[: room_for(blocks)] if blocks else self._room
         stages = [stage for op, arrays in calls for stage in self._engine.stages(op, arrays, room, blocks > 0)]
+        stages = taken_at_once(stages)
         if blocks:
             return OneKernel(self._engine, stages, slots.values(), blocks)
         return Graph(self._engine, stages)
+
+
+def taken_at_once(stages: list[Stage]) -> list[Stage]:
+    """Stages that take the rows of a batch without waiting until somebody has written down which these are.
+
+    Only then, if nobody else wants to know, the cursor moves on: where others wait for what was taken anyway.
+    """
+    first = next((n for n, stage in enumerate(stages) if stage.kernel == "next_batch"), None)
+    if first is None:
+        return stages
+    coming = stages[first].arrays
+    rows = address(coming["rows"])
+    users = [n for n, stage in enumerate(stages) if rows in map(address, stage.used()) and n != first]
+    if not users or not all(stages[n].kernel.startswith("take") for n in users):
+        return stages
+    result = list(stages)
+    for n in users:
+        result[n] = stages[n]._replace(kernel=f"{stages[n].kernel}_next", arrays={**stages[n].arrays, **coming})
+    result.insert(users[-1] + 2, Stage("move_cursor", coming, frozenset({"cursor"})))
+    del result[first]
+    return result
 
 
 class Graph:
@@ -138,9 +160,9 @@ def meetings(engine: CupyEngine, stages: Sequence[Stage]) -> Array:
     if len(stages) == 1:  # as an op called by itself is, which should not take long
         return np.ones((1, 1), bool)
     uses = [
-        (place, *engine.span(arrays[name]), name in written)
-        for place, (kernel, arrays, written) in enumerate(stages)
-        for _, name in KERNELS[kernel].parameters
+        (place, *engine.span(stage.arrays[name]), name in stage.written)
+        for place, stage in enumerate(stages)
+        for _, name in KERNELS[stage.kernel].parameters
     ]
     place, start, stop, writes = np.array(uses, np.int64).reshape(-1, 4).T
     found = (start[:, None] < stop) & (start < stop[:, None]) & ((writes[:, None] | writes) == 1)
@@ -222,14 +244,14 @@ def blocks_for(work: int, size: int) -> int:
 
 
 def waiting(meet: Array) -> list[bool]:
-    """Which stages have to wait for those before them; the first does, for the last of the step before."""
-    result: list[bool] = []
-    start = 0  # of those for whom nobody has waited
-    for stage in range(len(meet)):
-        waits = stage == 0 or bool(meet[stage, start:stage].any())
-        start = stage if waits else start
-        result.append(waits)
-    return result
+    """Which stages have to wait for those before them, in a step that follows a step."""
+    waits = [False] * len(meet)
+    for _ in range(2):  # once more with what is known then, because a step begins where another ends
+        since: list[int] = []  # somebody waited
+        for stage in [*range(len(meet))] * 2:
+            waits[stage] = waits[stage] or bool(meet[stage, since].any())
+            since = [*([] if waits[stage] else since), stage]
+    return waits
 
 
 def places_for(used: Collection[range], fixed: Sequence[range], start: int, room: int) -> dict[range, int]:

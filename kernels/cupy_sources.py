@@ -50,6 +50,10 @@ class Stage(NamedTuple):
     arrays: Mapping[str, Array]
     written: frozenset[str] = frozenset()
 
+    def used(self) -> list[Array]:
+        """The arrays that the kernel takes, of all those that are there."""
+        return [self.arrays[name] for _, name in KERNELS[self.kernel].parameters]
+
 
 KERNEL = re.compile(r"^(ELEMENTS|ROWS|COLUMNS|ONE_BLOCK) (\w+)\(([^)]*)\)", re.MULTILINE)
 KERNELS = {

@@ -207,7 +207,45 @@ def test_only_what_needs_others_waits_for_them(engine):
         ("scale", "x", "half", "v"),  # what was read
         ("relu_forward", "x", "w"),
     )
-    assert REPLAY.waiting(REPLAY.meetings(engine, stages)) == [True, False, True, False, True, True, True, False]
+    assert REPLAY.waiting(REPLAY.meetings(engine, stages)) == [False, False, True, False, True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("calls", "waits"),
+    [
+        ([("relu_forward", "x", "u"), ("relu_forward", "u", "v")], [True, True]),  # it is overwritten for the next step
+        ([("relu_forward", "x", "u"), ("relu_forward", "w", "v")], [True, False]),
+        ([("relu_forward", "x", "u")], [True]),
+    ],
+)
+def test_a_step_waits_for_the_step_before(engine, calls, waits):
+    assert REPLAY.waiting(REPLAY.meetings(engine, engine_stages(engine, *calls))) == waits
+
+
+def test_a_small_step_waits_six_times(engine, monkeypatch):
+    """For the batch and the weights, hidden units, logits, the loss's slopes, those of hidden units, and all slopes."""
+    waits, waiting = [], REPLAY.waiting
+    monkeypatch.setattr(REPLAY, "waiting", lambda meet: waits.append(waiting(meet)) or waits[-1])
+    options = {"loss": fastbp.SoftmaxCrossEntropy(), "optimizer": fastbp.Adam(), "engine": engine}
+    model = fastbp.Sequential(copy.deepcopy(PLAIN), **options)
+    model.fit(X[:28], LABELS[:28], batch_size=7, epochs=1, verbose=False)
+    assert [sum(each) for each in waits] == [6]
+
+
+def test_rows_are_written_down_for_whom_they_matter(engine):
+    """The cursor moves on where the batch's rows are only taken; else, they are there."""
+    x, order = engine.asarray(np.arange(8.0).reshape(4, 2)), engine.integers(3, 1, 2, 0)
+    for also in ([], [Call(OPS["one_hot"], ("rows", engine.zeros((2, 4), np.float64)))]):
+        rows, cursor, xb = engine.integers(0, 0), engine.integers(0), engine.empty((2, 2), np.float64)
+        calls = [Call(OPS["next_batch"], ("order", cursor, rows)), Call(OPS["take"], ("X", rows, xb))]
+        for op, arguments in also:
+            t, p = rows, arguments[1]
+            calls.append(Call(op, (t, p, engine.empty((2, 4), np.float64))))
+        program = engine.program(calls)
+        program.bind(order=order, X=x)
+        program.run(2)
+        assert xb.tolist() == [[4, 5], [0, 1]] and cursor.tolist() == [4]
+        assert rows.tolist() == ([2, 0] if also else [0, 0])
 
 
 def engine_stages(engine, *calls):
@@ -312,7 +350,8 @@ def plant(monkeypatch):
         (1, "replay", "__syncthreads();\n    copy_all", "copy_all"),
         (8, "replay", "    __cluster_barrier_arrive();\n    __cluster_barrier_wait();\n", ""),
         (8, "replay", "if (*word++)", "if (word++ == words)"),
-        (8, "layers", "EACH_OF_BLOCK(i, rows.size)", "EACH(i, rows.size)"),
+        (8, "layers", "cursor[0] += rows.size", "cursor[0] += rows.size - 1"),
+        (8, "layers", "order[cursor[0] + i]", "order[cursor[0] + i % 512]"),
         (1, "products", "__syncthreads(); // what was here before has been read", ""),
         (1, "products", "        __syncthreads();\n        for (int at", "        for (int at"),
         (1, "products", "slice < slices; slice++", "slice < slices - 1; slice++"),
