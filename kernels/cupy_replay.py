@@ -25,7 +25,7 @@ Launch = Callable[[], None]
 MOST_BLOCKS = 1024  # of a kernel
 MOST_READY = 4  # as many as there are for tables that come by pieces: in two places, a whole or the last one
 STEPS_OF_A_GRAPH = 16
-LANES = 2  # in which stages of a graph run side by side
+LANES = 3  # in which stages of a graph run side by side
 BLOCK = 512, 1  # of the one kernel; THREADS in cupy_math.cu
 CLUSTER = 8  # blocks, which may be in any cluster
 # floating-point operations of a step up to which it is one kernel: of one block, where the GPU has no clusters or has
@@ -173,16 +173,13 @@ def meetings(engine: CupyEngine, stages: Sequence[Stage]) -> Array:
 
 
 def lanes_for(meet: Array, count: int) -> list[int]:
-    """In which of `count` lanes each stage runs, the same in all steps: behind one that it meets, or else any."""
-    lanes = [0] * len(meet)
-    last: list[int | None] = [None] * count  # stages of the lanes, in the order in which these were last used
-    order = list(range(count))
+    """In which of `count` lanes each stage runs in all steps: where it can start first, if all stages take as long."""
+    lanes, ends, free = [0] * len(meet), np.zeros(len(meet), int), [0] * count  # ends of stages; when lanes are free
     for stage in [*range(len(meet))] * 2:  # once more, behind a step before
-        behind = [lane for lane in order if last[lane] is not None and meet[stage, last[lane]]]
-        lane = (behind or order[:1])[-1]
-        order.remove(lane)
-        order.append(lane)
-        last[lane], lanes[stage] = stage, lane
+        ready = int(ends[meet[stage]].max(initial=0))
+        lane = min(range(count), key=lambda lane: (max(ready, free[lane]), -free[lane]))
+        lanes[stage] = lane
+        ends[stage] = free[lane] = max(ready, free[lane]) + 1
     return lanes
 
 
