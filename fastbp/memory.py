@@ -64,11 +64,9 @@ class Memory:
             self._decayed = size if layer.trainable and decay else self._decayed
         self.parameters = engine.zeros((size,), dtype)
         self.gradients = engine.zeros((self._trained,), dtype)
-        self._counters = engine.zeros((6,), np.float64)  # in one piece, because epochs set them to 0
-        self.cursor, self.step = (self._counters[n : n + 1].view(np.int64) for n in (0, 1))
-        self.total, self.seen, self.weight = (
-            self._counters[where] for where in (slice(2, 4), slice(4, 5), slice(5, 6))
-        )
+        counters = self._counters = engine.zeros((6,), np.float64)  # in one piece, because epochs set them to 0
+        self.cursor, self.step = counters[:1].view(np.int64), counters[1:2].view(np.int64)
+        self.total, self.seen, self.weight = counters[2:4], counters[4:5], counters[5:]
         if before is not None:
             for name in ("cursor", "step", "total", "seen"):
                 getattr(self, name)[...] = engine.asarray(before._engine.asnumpy(getattr(before, name)))
