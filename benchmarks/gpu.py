@@ -111,16 +111,18 @@ def training() -> dict[str, Any]:
         )
         return model.fit(X, y, epochs=10, batch_size=100, verbose=False)
 
-    errors, file = {}, Path(tempfile.mkdtemp()) / "model.safetensors"
+    errors = {}
     reference = fit("numpy").predict_proba(X)
     for way, way_set in settings_of_ways().items():
         with way_set:
             first, again = fit(ENGINE), fit(ENGINE).predict_proba(X)
-            first.save(file)
             p = first.predict_proba(X)
             rounded = fit(ENGINE, "float32", "bf16").predict_proba(X)
         assert np.array_equal(p, again), "the same seed gave other bits"
-        np.testing.assert_allclose(fastbp.load(file, engine="numpy").predict_proba(X), p, rtol=1e-9, atol=1e-12)
+        with tempfile.TemporaryDirectory() as folder:
+            first.save(f"{folder}/model.safetensors")
+            loaded = fastbp.load(f"{folder}/model.safetensors", engine="numpy")
+        np.testing.assert_allclose(loaded.predict_proba(X), p, rtol=1e-9, atol=1e-12)
         errors[way] = [float(np.abs(found - reference).max()) for found in (p, rounded)]
     return {"passed": all(exact < 1e-6 and half < 0.1 for exact, half in errors.values()), "errors": errors}
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from .cupy_sources import KERNELS, OPTIONS, Stage, address, by_value, float_type, source_of_parts, words_of
 from .engine import Call
-from .ops import Array
+from .ops import Array, Op
 
 if TYPE_CHECKING:
     from .cupy_engine import CupyEngine
@@ -45,8 +45,6 @@ class Replay:
     def __init__(self, engine: CupyEngine, calls: Sequence[Call]) -> None:
         self._engine, self._calls = engine, calls
         self._room = engine.zeros((room_for(MOST_BLOCKS),), np.float64)
-        arrays = [x for call in calls for x in call.arguments if not isinstance(x, str)]
-        self._bytes = sum(map(len, joined(range(*engine.span(x)) for x in arrays)))
         self._slots: dict[str, Array] = {}
         self._ready: dict[Any, Callable[[int], None]] = {}
         self._run: Callable[[int], None] | None = None
@@ -70,14 +68,19 @@ class Replay:
 
     def _made_ready(self, slots: Mapping[str, Array]) -> Callable[[int], None]:
         calls = [(op, [slots[a] if isinstance(a, str) else a for a in arguments]) for op, arguments in self._calls]
-        work = sum(op.flops(op.sizes([x.shape for x in arrays[: len(op.inputs)]])) for op, arrays in calls)
-        blocks = blocks_for(work, self._bytes) if slots else 0
+        blocks = blocks_for(*self._size(calls)) if slots else 0
         room = self._room[: room_for(blocks)] if blocks else self._room
         stages = [stage for op, arrays in calls for stage in self._engine.stages(op, arrays, room, blocks > 0)]
         stages = taken_at_once(stages)
         if blocks:
             return OneKernel(self._engine, stages, slots.values(), blocks)
         return Graph(self._engine, stages)
+
+    def _size(self, calls: Sequence[tuple[Op, Sequence[Array]]]) -> tuple[int, int]:
+        """The floating-point operations of a step, and the bytes of all arrays but those in the slots."""
+        work = sum(op.flops(op.sizes([x.shape for x in arrays[: len(op.inputs)]])) for op, arrays in calls)
+        owned = [x for call in self._calls for x in call.arguments if not isinstance(x, str)]
+        return work, sum(map(len, joined(range(*self._engine.span(x)) for x in owned)))
 
 
 def taken_at_once(stages: list[Stage]) -> list[Stage]:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import fastbp
-from fastbp.kernels.ops import OPS
 
 from .checks import assert_same_parameters, state_of
 from .cuda import standin
@@ -52,12 +51,6 @@ def trained(engine, layers=(), optimizer=None):
     return model
 
 
-def stages_of(engine, *calls):
-    arrays = {name: engine.zeros((6, 6), np.float64) for name in ("dz", "db", "x", "dw", "u", "v", "w")}
-    arrays["half"], room = engine.scalar(0.5), engine.zeros((5,), np.float64)
-    return [stage for op, *names in calls for stage in engine.stages(OPS[op], [arrays[n] for n in names], room)]
-
-
 def test_any_order_that_a_graph_allows_gives_the_same_bits(engine, captured):
     model = trained(engine)
     assert len(captured[0].nodes) == 16 * len(captured[1].nodes) and len(captured) == 2
@@ -98,10 +91,10 @@ def test_as_much_as_can_runs_side_by_side(engine, captured, monkeypatch, lanes):
 
 def test_which_stages_meet(engine):
     """Where one writes what the other reads or writes, in whatever order."""
-    stages = stages_of(engine, ("add", "x", "w", "u"), ("relu_forward", "u", "v"), ("scale", "x", "half", "u"))
-    stages += stages_of(engine, ("relu_forward", "x", "v"))
+    stages = standin.stages_of(engine, ("add", "x", "w", "u"), ("relu_forward", "u", "v"), ("scale", "x", "half", "u"))
+    stages += standin.stages_of(engine, ("relu_forward", "x", "v"))
     assert REPLAY.meetings(engine, stages[:3]).tolist() == [[True, True, True], [True, True, True], [True, True, True]]
-    stages = stages_of(engine, ("add", "x", "w", "u"), ("relu_forward", "x", "v"), ("scale", "u", "half", "dz"))
+    stages = standin.stages_of(engine, ("add", "x", "w", "u"), ("relu_forward", "x", "v"), ("scale", "u", "half", "dz"))
     assert REPLAY.meetings(engine, stages).tolist() == [[True, False, True], [False, True, False], [True, False, True]]
 
 
@@ -113,7 +106,7 @@ def test_products_side_by_side_work_in_rooms_of_their_own(engine, monkeypatch):
         return product(matrices, dtype, workspace, **options)
 
     monkeypatch.setattr(engine._blas, "product", noted)
-    stages = stages_of(engine, ("dense_weight_grad", "x", "dz", "dw"), ("dense_input_grad", "dz", "w", "u"))
+    stages = standin.stages_of(engine, ("dense_weight_grad", "x", "dz", "dw"), ("dense_input_grad", "dz", "w", "u"))
     lanes = REPLAY.lanes_for(REPLAY.meetings(engine, stages), 2)
     graph = REPLAY.Graph(engine, stages)
     used = [rooms[stage.arrays[name].data.ptr] for stage, name in zip(stages, ("dw", "dx"), strict=True)]

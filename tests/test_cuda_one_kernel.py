@@ -196,7 +196,7 @@ def test_a_network_is_as_large_as_its_arrays(engine, monkeypatch):
 
 
 def test_only_what_needs_others_waits_for_them(engine):
-    stages = engine_stages(
+    stages = standin.stages_of(
         engine,
         ("dense_bias_grad", "dz", "db"),
         ("dense_weight_grad", "x", "dz", "dw"),  # the same is read
@@ -219,7 +219,7 @@ def test_only_what_needs_others_waits_for_them(engine):
     ],
 )
 def test_a_step_waits_for_the_step_before(engine, calls, waits):
-    assert REPLAY.waiting(REPLAY.meetings(engine, engine_stages(engine, *calls))) == waits
+    assert REPLAY.waiting(REPLAY.meetings(engine, standin.stages_of(engine, *calls))) == waits
 
 
 def test_a_small_step_waits_six_times(engine, monkeypatch):
@@ -246,12 +246,6 @@ def test_rows_are_written_down_for_whom_they_matter(engine):
         program.run(2)
         assert xb.tolist() == [[4, 5], [0, 1]] and cursor.tolist() == [4]
         assert rows.tolist() == ([2, 0] if also else [0, 0])
-
-
-def engine_stages(engine, *calls):
-    arrays = {name: engine.zeros((6, 6), np.float64) for name in ("dz", "db", "x", "dw", "u", "v", "w")}
-    arrays["half"], room = engine.scalar(0.5), engine.zeros((5,), np.float64)
-    return [stage for op, *names in calls for stage in engine.stages(OPS[op], [arrays[n] for n in names], room, True)]
 
 
 def test_all_but_the_slots_lies_in_shared_memory(engine):

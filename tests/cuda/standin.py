@@ -27,6 +27,7 @@ import pytest
 import fastbp.kernels
 import fastbp.selection
 from fastbp.kernels.cublaslt import SIGNATURES
+from fastbp.kernels.ops import OPS
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")
@@ -449,6 +450,13 @@ def engine_on_host():
     blas = Blas()
     engine_module().CupyEngine.load_blas = staticmethod(lambda: (blas, blas))
     return engine_module().CupyEngine()
+
+
+def stages_of(engine, *calls):
+    """The kernels of calls, each an op and the names of its arguments: matrices of six rows and columns, and a half."""
+    arrays = {name: engine.zeros((6, 6), np.float64) for name in ("dz", "db", "x", "dw", "u", "v", "w")}
+    arrays["half"], room = engine.scalar(0.5), engine.zeros((5,), np.float64)
+    return [stage for op, *names in calls for stage in engine.stages(OPS[op], [arrays[n] for n in names], room)]
 
 
 def install():
