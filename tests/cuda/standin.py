@@ -4,11 +4,13 @@ As strict as CuPy: its arrays are not NumPy's, and mix with them only where they
 """
 
 import collections
+import concurrent.futures
 import contextlib
 import ctypes
 import functools
 import hashlib
 import importlib.util
+import multiprocessing
 import operator
 import os
 import random
@@ -27,6 +29,7 @@ import pytest
 import fastbp.kernels
 import fastbp.selection
 from fastbp.kernels.cublaslt import SIGNATURES
+from fastbp.kernels.cupy_sources import SOURCES
 from fastbp.kernels.ops import OPS
 
 HERE = Path(__file__).parent
@@ -450,6 +453,22 @@ def engine_on_host():
     blas = Blas()
     engine_module().CupyEngine.load_blas = staticmethod(lambda: (blas, blas))
     return engine_module().CupyEngine()
+
+
+def in_process(function, *arguments):
+    """What a function returns in a process of its own, None where that comes to an end: a fault may write anywhere."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        try:
+            return process.submit(function, *arguments).result()
+        except concurrent.futures.process.BrokenProcessPool:
+            return None
+
+
+def plant(file, old, new, which=0):
+    """Change the source of a file of kernels, for the process that this is."""
+    parts = SOURCES[file].split(old)
+    assert len(parts) > which + 1
+    SOURCES[file] = old.join(parts[: which + 1]) + new + old.join(parts[which + 1 :])
 
 
 def stages_of(engine, *calls):
