@@ -14,15 +14,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["CANDIDATES", "COMPUTE", "WORKSPACE_BYTES", "Blas", "BlasError", "Matrix", "alignment", "load_libraries"]
+from .ops import Array
+
+__all__ = [
+    "CANDIDATES",
+    "COMPUTE",
+    "TYPES",
+    "WORKSPACE_BYTES",
+    "Blas",
+    "BlasError",
+    "Matrix",
+    "alignment",
+    "load_libraries",
+]
 
 WORKSPACE_BYTES = 32 << 20  # what NVIDIA recommends for Hopper
 CANDIDATES = 8  # how many algorithms the library is asked for
 
 # names and numbers of cublasLt.h, cublas_api.h and library_types.h
 NOT_SUPPORTED = 15
-TYPES = {"float32": 0, "float64": 1}
-BFLOAT16 = 14
+TYPES = {"float32": 0, "float64": 1, "uint16": 14}  # the last holds the bits of bfloat16
 COMPUTE = {"fp32": 68, "tf32": 77, "bf16": 68}  # the last with factors of bfloat16
 COMPUTE_64F = 70
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8
@@ -38,6 +49,7 @@ class Matrix(NamedTuple):
     rows: int
     columns: int
     step: int
+    kind: int  # one of TYPES
 
 
 class Algorithm(ctypes.Structure):
@@ -109,12 +121,18 @@ class Problem(NamedTuple):
     """A product of matrices on fixed memory, however it is computed."""
 
     matrices: tuple[Matrix, Matrix, Matrix]
-    dtype: np.dtype[Any]
     workspace: int
     transpose_a: bool
     transpose_b: bool
     compute: int
-    of_factors: int  # the type of a and b
+
+    @property
+    def scale_type(self) -> int:
+        """The type of the numbers by which the product and the result are multiplied."""
+        return TYPES["float64" if self.compute == COMPUTE_64F else "float32"]
+
+    def one_and_zero(self) -> Array:
+        return np.array([1, 0], "f8" if self.compute == COMPUTE_64F else "f4")
 
 
 def alignment(address: int) -> int:
@@ -153,13 +171,11 @@ class Blas:
     def product(
         self,
         matrices: tuple[Matrix, Matrix, Matrix],
-        dtype: np.dtype[Any],
         workspace: int,
         *,
         transpose_a: bool = False,
         transpose_b: bool = False,
         compute: int = COMPUTE["fp32"],
-        bfloat16: bool = False,
         bias: int = 0,
         relu: bool = False,
         rank: int = 0,
@@ -170,16 +186,13 @@ class Blas:
         ----------
         matrices : (Matrix, Matrix, Matrix)
             a, b and c as they lie in memory; `transpose_a` and `transpose_b` say which of them count as transposed.
-        dtype : dtype
-            float32 or float64.
+            a and b are of one type; where that is bfloat16, c may be float32.
         workspace : int
             The address of WORKSPACE_BYTES of memory for the library to work in.
         compute : int
             One of COMPUTE; float64 is always exact.
-        bfloat16 : bool
-            Whether a and b hold bfloat16; c is float32 then.
         bias : int
-            The address of as many numbers as `c` has columns; 0 for none.
+            The address of as many numbers as `c` has columns, of its type; 0 for none.
         rank : int, below CANDIDATES
             By which algorithm, in the order in which the library expects them to be fast.
 
@@ -189,18 +202,16 @@ class Blas:
             Given a stream, it launches the product. None where the library has no algorithm of this rank; a plain
             product of rank 0 is always there.
         """
-        compute = COMPUTE_64F if dtype == np.float64 else compute
-        of_factors = BFLOAT16 if bfloat16 else TYPES[dtype.name]
-        problem = Problem(matrices, dtype, workspace, transpose_a, transpose_b, compute, of_factors)
+        compute = COMPUTE_64F if matrices[2].kind == TYPES["float64"] else compute
+        problem = Problem(matrices, workspace, transpose_a, transpose_b, compute)
         prepared = _Product(self, problem, bias, relu, rank)
         if prepared.algorithm is not None:
             return prepared
         return None if bias or relu or rank else self._classic(problem)
 
     def _classic(self, problem: Problem) -> Callable[[int], None]:
-        (a, b, c), dtype, workspace, transpose_a, transpose_b, compute, of_factors = problem
-        handle, kind = self.handle("cublasCreate_v2"), TYPES[dtype.name]
-        one, zero = np.ones(1, dtype), np.zeros(1, dtype)
+        (a, b, c), workspace, transpose_a, transpose_b, compute = problem
+        handle, (one, zero) = self.handle("cublasCreate_v2"), np.split(problem.one_and_zero(), 2)
         inner = a.rows if transpose_a else a.columns
 
         def launch(stream: int) -> None:
@@ -208,7 +219,7 @@ class Blas:
             self.call("cublasSetWorkspace_v2", handle, workspace, WORKSPACE_BYTES)  # which setting a stream undoes
             self.call(
                 "cublasGemmEx", handle, transpose_b, transpose_a, c.columns, c.rows, inner, one.ctypes.data, b.address,
-                of_factors, b.step, a.address, of_factors, a.step, zero.ctypes.data, c.address, kind, c.step, compute,
+                b.kind, b.step, a.address, a.kind, a.step, zero.ctypes.data, c.address, c.kind, c.step, compute,
                 DEFAULT_ALGORITHM,
             )  # fmt: skip
 
@@ -224,16 +235,12 @@ class _Product:
     """A product on fixed memory; it owns its descriptors."""
 
     def __init__(self, blas: Blas, problem: Problem, bias: int, relu: bool, rank: int) -> None:
-        (a, b, c), dtype, workspace, transpose_a, transpose_b, compute, of_factors = problem
+        (a, b, c), workspace, transpose_a, transpose_b, compute = problem
         self._blas, self._memory, self._workspace = blas, (b.address, a.address, c.address), workspace
         self._made: list[tuple[str, c_void_p]] = []
-        kind = TYPES[dtype.name]
-        self._one, self._zero = np.ones(1, dtype), np.zeros(1, dtype)
-        self._product = self._make("MatmulDesc", compute, kind)
-        self._layouts = [
-            self._make("MatrixLayout", of, x.columns, x.rows, x.step)
-            for of, x in ((of_factors, b), (of_factors, a), (kind, c))
-        ]
+        self._one, self._zero = np.split(problem.one_and_zero(), 2)
+        self._product = self._make("MatmulDesc", compute, problem.scale_type)
+        self._layouts = [self._make("MatrixLayout", x.kind, x.columns, x.rows, x.step) for x in (b, a, c)]
         numbers = {
             TRANSA: c_int(transpose_b), TRANSB: c_int(transpose_a),
             EPILOGUE: c_uint32((RELU if relu else 0) + (BIAS if bias else 0) or 1),
@@ -242,8 +249,8 @@ class _Product:
         for attribute, value in numbers.items():
             self._set("MatmulDesc", self._product, attribute, value)
         self._alignments = [alignment(x) for x in (*self._memory, c.address)]
-        shapes = [(x.rows, x.columns, x.step) for x in (a, b, c)]
-        key = dtype, of_factors, compute, transpose_a, transpose_b, bool(bias), relu, *shapes, *self._alignments
+        shapes = [x[1:] for x in problem.matrices]
+        key = compute, transpose_a, transpose_b, bool(bias), relu, *shapes, *self._alignments
         algorithms = blas.algorithms(key, self._find)
         self.algorithm = algorithms[rank] if rank < len(algorithms) else None
 

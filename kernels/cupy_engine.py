@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import cupy
 import numpy as np
 
-from .cublaslt import CANDIDATES, COMPUTE, WORKSPACE_BYTES, Blas, Matrix, alignment, load_libraries
+from .cublaslt import CANDIDATES, COMPUTE, TYPES, WORKSPACE_BYTES, Blas, Matrix, alignment, load_libraries
+from .cupy_bfloat16 import in_bfloat16
 from .cupy_replay import MOST_BLOCKS, Graph, Launch, Replay, room_for, run_all
 from .cupy_sources import KERNELS, OPTIONS, WIDE, Stage, address, by_value, float_type, source
 from .engine import Call, Engine, Program, native, real_array
@@ -184,30 +185,11 @@ class CupyEngine(Engine):
         stages = STAGES_OF_SMALL if small else STAGES
         return [Stage(kernel, names | {"room": room}, frozenset(written)) for kernel in stages.get(op.name, (op.name,))]
 
-    def at_its_precision(self, stages: Sequence[Stage]) -> Sequence[Stage]:
-        """Stages whose products read copies in bfloat16, if that is the precision, each made when its array is new."""
-        copies: dict[Any, tuple[Array, Array]] = {}  # arrays, and where their copies are
-        fresh: set[Any] = set()
-        result = []
-        for stage in stages if self.precision == "bf16" else ():
-            arrays = dict(stage.arrays)
-            for name in FACTORS.get(stage.kernel, ()):
-                x = arrays[name]
-                if x.dtype != np.float32:
-                    return stages
-                key = address(x), x.shape, x.strides
-                if key not in copies:
-                    copies[key] = x, self.buffer(x.shape, np.uint16)
-                arrays[name] = copies[key][1]
-                if key not in fresh:
-                    result.append(Stage("to_bfloat16", {"x": x, "h": arrays[name]}, frozenset({"h"})))
-                    fresh.add(key)
-            result.append(stage._replace(arrays=arrays))
-            for name in stage.written.intersection(of for _, of in KERNELS[stage.kernel].parameters):
-                start, stop = self.span(arrays[name])
-                spans = {key: self.span(copies[key][0]) for key in fresh}
-                fresh -= {key for key, (first, last) in spans.items() if first < stop and start < last}
-        return result or stages
+    def at_its_precision(self, stages: Sequence[Stage]) -> tuple[Sequence[Stage], list[Array]]:
+        """Stages whose products read bfloat16, if that is the precision, and the memory that they need for that."""
+        if self.precision == "bf16" and float_type(stages) == "float32":
+            return in_bfloat16(self, stages)
+        return stages, []
 
     def launches(self, stage: Stage, lane: int = 0) -> list[Launch]:
         """What runs a stage, on the stream that is current then; stages of one lane do not run side by side."""
@@ -215,7 +197,8 @@ class CupyEngine(Engine):
         if stage.kernel in PRODUCTS:
             arrays = {name: stage.arrays[name] for _, name in kernel.parameters}
             return PRODUCTS[stage.kernel](self, arrays, self.way(stage.kernel, arrays), lane)
-        large = [stage.arrays[name] for kind, name in kernel.parameters if kind in ("Matrix", "Vector", "Integers")]
+        kinds = "Matrix", "Halves", "Vector", "Integers"
+        large = [stage.arrays[name] for kind, name in kernel.parameters if kind in kinds]
         extent = (large or [np.empty(1)])[-1 if kernel.pattern == "ELEMENTS" else 0].shape
         function = module(kernel.file, float_type([stage])).get_function(stage.kernel)
         values = tuple(by_value(stage.arrays[name], kind) for kind, name in kernel.parameters)
@@ -225,8 +208,7 @@ class CupyEngine(Engine):
         """``c = a @ b``, with the options of `Blas.product`; nothing where the library cannot do it."""
         workspace, compute = address(self._workspace(lane)), COMPUTE[self.precision]
         matrices = matrix_of(a), matrix_of(b), matrix_of(c)
-        options |= {"compute": compute, "bfloat16": a.dtype == np.uint16, "rank": way.rank}
-        prepared = self._blas.product(matrices, c.dtype, workspace, **options)
+        prepared = self._blas.product(matrices, workspace, compute=compute, rank=way.rank, **options)
         return [lambda: prepared(cupy.cuda.get_current_stream().ptr)] if prepared else []
 
     def way(self, kernel: str, arrays: Mapping[str, Array]) -> Way:
@@ -312,7 +294,8 @@ def dense_forward(
     x, w, b, z = (arrays[name] for name in ("x", "w", "b", "y" if relu else "z"))
     if way.fused:
         return engine.product(x, w, z, way, lane, bias=address(b), relu=relu)
-    bias = Stage("add_bias_relu" if relu else "add_bias", {"b": b, "z": z})
+    kernel = ("add_bias_relu" if relu else "add_bias") + ("_bfloat16" if z.dtype == np.uint16 else "")
+    bias = Stage(kernel, {"b": b, "z": z})
     return (product := engine.product(x, w, z, way, lane)) and [*product, *engine.launches(bias)]
 
 
@@ -331,15 +314,6 @@ PRODUCTS: dict[str, Callable[[CupyEngine, Mapping[str, Array], Way, int], list[L
     "dense_relu_forward": functools.partial(dense_forward, relu=True),
     "dense_input_grad": dense_input_grad,
     "dense_weight_grad": dense_weight_grad,
-}
-
-
-# what a product multiplies
-FACTORS = {
-    "dense_forward": ("x", "w"),
-    "dense_relu_forward": ("x", "w"),
-    "dense_input_grad": ("dz", "w"),
-    "dense_weight_grad": ("x", "dz"),
 }
 
 
@@ -385,7 +359,7 @@ def pinned(x: Array) -> Array:
 
 def noise_like(x: Array) -> Array:
     """Random numbers at the strides and the alignment of a matrix."""
-    _, rows, columns, step = matrix_of(x)
+    _, rows, columns, step, _ = matrix_of(x)
     noise: Array = np.random.Generator(np.random.Philox(0)).standard_normal(65_537)  # a prime: no two rows are alike
     if x.dtype == np.uint16:  # the first half of a float32 is a bfloat16
         noise = noise.astype(np.float32).view(np.uint32) >> 16
@@ -403,4 +377,4 @@ def power_of_two(n: int) -> int:
 def matrix_of(x: Array) -> Matrix:
     """Rows as cuBLAS takes them; one row alone may have any stride."""
     rows, columns = x.shape
-    return Matrix(address(x), rows, columns, max(columns, x.strides[0] // x.itemsize))
+    return Matrix(address(x), rows, columns, max(columns, x.strides[0] // x.itemsize), TYPES[x.dtype.name])

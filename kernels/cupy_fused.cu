@@ -1,22 +1,24 @@
 // Behind a matrix product: an activation's slope, and the bias gradient of its layer; see cupy_math.cu.
 
 // dx *= slope(y), and its sums over rows.
-template <class Slope> __device__ void bend(Matrix y, Matrix dx, Matrix db, Slope slope)
+template <class Array, class Slope> __device__ void bend(Array y, Array dx, Matrix db, Slope slope)
 {
     EACH_COLUMN(j, lanes, dx) {
         Real sum = 0;
-        ALONG_COLUMN(i, j, lanes, dx)
-            sum += dx(i, j) = slope(dx(i, j), y(i, j));
+        ALONG_COLUMN(i, j, lanes, dx) {
+            Real bent = slope(dx(i, j), y(i, j));
+            dx(i, j) = bent, sum += bent;
+        }
         sum = over_column(sum, lanes);
         if (j < dx.columns)
             db(0, j) = sum;
     }
 }
 
-COLUMNS relu_grads(Matrix y, Matrix dx, Matrix db)
-{
-    bend(y, dx, db, [](Real dy, Real y) { return y <= 0 ? Real(0) : dy; });
-}
+__device__ static Real relu_slope(Real dy, Real y) { return y <= 0 ? 0 : dy; }
+
+COLUMNS relu_grads(Matrix y, Matrix dx, Matrix db) { bend(y, dx, db, relu_slope); }
+COLUMNS relu_grads_bfloat16(Halves y, Halves dx, Matrix db) { bend(y, dx, db, relu_slope); }
 
 COLUMNS leaky_relu_grads(Matrix y, Doubles negative_slope, Matrix dx, Matrix db)
 {

@@ -1,5 +1,20 @@
 // Batches, dropout, and what layers add to matrix products; see cupy_math.cu.
 
+ELEMENTS shuffle(Words keys, Integers order)
+{
+    unsigned size = order.size;
+    EACH(i, order.size) {
+        unsigned row = i;
+        for (Index k = 0; k < keys.size; k++) {
+            unsigned middle = (keys[k] >> 32) * size >> 32, other = middle - row; // which is huge below 0
+            other = other + size < other ? other + size : other;
+            unsigned product = (row > other ? row : other) * (unsigned)keys[k];
+            row = product >> 31 ? other : row;
+        }
+        order[i] = row;
+    }
+}
+
 ONE_BLOCK next_batch(Integers order, Integers cursor, Integers rows)
 {
     Word start = cursor[0];
@@ -22,7 +37,7 @@ struct Coming {
     __device__ Word operator[](Word i) const { return order[cursor[0] + i]; }
 };
 
-template <class Places> __device__ void take_rows(Table x, Places rows, Matrix xb)
+template <class Places, class Batch> __device__ void take_rows(Table x, Places rows, Batch xb)
 {
     const int AHEAD = 4; // how many elements a thread waits for at a time
     Lanes lanes(xb.columns, block_size());
@@ -53,10 +68,15 @@ template <class Places> __device__ void take_column(Table w, Places rows, Vector
 }
 
 ELEMENTS take(Table x, Integers rows, Matrix xb) { take_rows(x, rows, xb); }
+ELEMENTS take_bfloat16(Table x, Integers rows, Halves xb) { take_rows(x, rows, xb); }
 ELEMENTS take_labels(Integers t, Integers rows, Integers tb) { take_numbers(t, rows, tb); }
 ELEMENTS take_weights(Table w, Integers rows, Vector wb) { take_column(w, rows, wb); }
 
 ELEMENTS take_next(Table x, Integers order, Integers cursor, Matrix xb) { take_rows(x, Coming{order, cursor}, xb); }
+ELEMENTS take_next_bfloat16(Table x, Integers order, Integers cursor, Halves xb)
+{
+    take_rows(x, Coming{order, cursor}, xb);
+}
 ELEMENTS take_labels_next(Integers t, Integers order, Integers cursor, Integers tb)
 {
     take_numbers(t, Coming{order, cursor}, tb);
@@ -72,7 +92,7 @@ ONE_BLOCK move_cursor(Integers rows, Integers cursor)
         cursor[0] += rows.size;
 }
 
-__device__ static void sum_rows(Matrix dz, Matrix db)
+template <class Slopes> __device__ void sum_rows(Slopes dz, Matrix db)
 {
     EACH_COLUMN(j, lanes, dz) {
         Real sum = 0;
@@ -85,30 +105,27 @@ __device__ static void sum_rows(Matrix dz, Matrix db)
 }
 
 COLUMNS dense_bias_grad(Matrix dz, Matrix db) { sum_rows(dz, db); }
+COLUMNS dense_bias_grad_bfloat16(Halves dz, Matrix db) { sum_rows(dz, db); }
 
 COLUMNS bias_grad(Matrix dy, Matrix db) { sum_rows(dy, db); } // of the layer before, behind its activation
 
-ELEMENTS add_bias(Matrix b, Matrix z)
-{
-    EACH_ELEMENT(i, j, z)
-        z(i, j) += b(0, j);
-}
-
-ELEMENTS add_bias_relu(Matrix b, Matrix z)
+template <class Sums> __device__ void add_row(Sums b, Sums z, bool relu)
 {
     EACH_ELEMENT(i, j, z) {
-        Real x = z(i, j) + b(0, j);
-        z(i, j) = x <= 0 ? 0 : x;
+        Real x = Real(z(i, j)) + Real(b(0, j));
+        z(i, j) = relu && x <= 0 ? 0 : x;
     }
 }
 
-// The nearest numbers of bfloat16, halfway ones to the even; what products of precision "bf16" multiply.
+ELEMENTS add_bias(Matrix b, Matrix z) { add_row(b, z, false); }
+ELEMENTS add_bias_bfloat16(Halves b, Halves z) { add_row(b, z, false); }
+ELEMENTS add_bias_relu(Matrix b, Matrix z) { add_row(b, z, true); }
+ELEMENTS add_bias_relu_bfloat16(Halves b, Halves z) { add_row(b, z, true); }
+
 ELEMENTS to_bfloat16(Matrix x, Halves h)
 {
-    EACH_ELEMENT(i, j, x) {
-        unsigned bits = __float_as_uint(x(i, j));
-        h(i, j) = x(i, j) != x(i, j) ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    }
+    EACH_ELEMENT(i, j, x)
+        h(i, j) = x(i, j);
 }
 
 // Four random words of Philox4x64-10 (Salmon et al., 2011), as np.random.Philox gives them.

@@ -67,7 +67,8 @@ ELEMENTS cross_entropy_backward(Matrix p, Integers t, Matrix dp)
         dp(i, j) = j == t[i] ? -1 / ((p(i, j) < tiny() ? tiny() : p(i, j)) * p.rows) : 0;
 }
 
-ROWS softmax_cross_entropy(Matrix z, Integers t, Doubles total, Matrix dz, Room room)
+template <class Slopes>
+__device__ void cross_entropy_of_logits(Matrix z, Integers t, Doubles total, Slopes dz, Room room)
 {
     double cost = 0, rows = 0;
     EACH_ROW(i, lanes, z.rows, z.columns) {
@@ -79,6 +80,16 @@ ROWS softmax_cross_entropy(Matrix z, Integers t, Doubles total, Matrix dz, Room 
             dz(i, j) = exp(z(i, j) - row.top) * factor - (j == t[i] ? share : 0);
     }
     add_up(cost, rows, total, room);
+}
+
+ROWS softmax_cross_entropy(Matrix z, Integers t, Doubles total, Matrix dz, Room room)
+{
+    cross_entropy_of_logits(z, t, total, dz, room);
+}
+
+ROWS softmax_cross_entropy_bfloat16(Matrix z, Integers t, Doubles total, Halves dz, Room room)
+{
+    cross_entropy_of_logits(z, t, total, dz, room);
 }
 
 ELEMENTS softmax_cross_entropy_backward(Matrix p, Integers t, Matrix dz)

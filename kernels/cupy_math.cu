@@ -16,7 +16,18 @@ template <class T> struct Rows {
     __device__ T &operator()(Index i, Index j) const { return data[i * (Index)step + j]; }
 };
 typedef Rows<Real> Matrix;
-typedef Rows<unsigned short> Halves; // the bits of bfloat16
+
+// A bfloat16, which is the first half of a float.
+struct Half {
+    unsigned short bits;
+    __device__ operator Real() const { return __int_as_float(bits << 16); }
+    __device__ void operator=(Real x) // the nearest, of two the even one
+    {
+        unsigned whole = __float_as_uint(x);
+        bits = x != x ? 0x7fc0 : (whole + 0x7fff + (whole >> 16 & 1)) >> 16;
+    }
+};
+typedef Rows<Half> Halves;
 
 template <class T> struct Numbers {
     T *data;

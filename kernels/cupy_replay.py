@@ -108,8 +108,7 @@ class Graph:
     """Stages as CUDA graphs of several steps and of one, where stages that do not meet may run side by side."""
 
     def __init__(self, engine: CupyEngine, stages: Sequence[Stage]) -> None:
-        stages = engine.at_its_precision(stages)
-        self._copies = [stage.arrays["h"] for stage in stages if stage.kernel == "to_bfloat16"]  # which it owns
+        stages, self._owned = engine.at_its_precision(stages)
         self._meet = meetings(engine, stages)
         self._lanes = lanes_for(self._meet, LANES)
         self._launches = [engine.launches(stage, lane) for stage, lane in zip(stages, self._lanes, strict=True)]

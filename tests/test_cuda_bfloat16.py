@@ -47,7 +47,19 @@ def test_rounding(engine):
     np.testing.assert_array_equal(found.ravel(), np.float32(expected))
 
 
-@pytest.mark.parametrize("fused", [1, 0])
+@pytest.fixture(params=[1, 0])
+def fused(engine, request):
+    """Whether the library can add a bias."""
+    library_can = standin.ctypes.c_int.in_dll(engine._blas._libraries["cublasLt"].loaded, "fused_epilogues")
+    library_can.value = request.param
+    engine._ways.clear()
+    engine._blas._algorithms.clear()
+    yield request.param
+    library_can.value = 1
+    engine._ways.clear()
+    engine._blas._algorithms.clear()
+
+
 def test_products_are_of_rounded_factors(engine, rng, fused):
     x, w, dz = (rng.standard_normal(shape).astype(np.float32) for shape in ((9, 13), (13, 11), (9, 11)))
     b, y = rng.standard_normal((1, 11)).astype(np.float32), rng.standard_normal((9, 13)).astype(np.float32)
@@ -60,22 +72,12 @@ def test_products_are_of_rounded_factors(engine, rng, fused):
         "dense_weight_grad": half["x"].T @ half["dz"],
         "dense_relu_input_grad": np.where(y <= 0, 0, half["dz"] @ half["w"].T),
     }
-    library = engine._blas._libraries["cublasLt"].loaded
-    library_can = standin.ctypes.c_int.in_dll(library, "fused_epilogues")
-    library_can.value = fused
-    engine._ways.clear()
-    engine._blas._algorithms.clear()
-    try:
-        for name, wanted in expected.items():
-            found = getattr(engine, name)(*(engine.asarray(given[arg.name]) for arg in OPS[name].inputs))
-            np.testing.assert_allclose(found.get(), wanted, rtol=1e-5, atol=1e-5, err_msg=name)
-    finally:
-        library_can.value = 1
-        engine._ways.clear()
-        engine._blas._algorithms.clear()
+    for name, wanted in expected.items():
+        found = getattr(engine, name)(*(engine.asarray(given[arg.name]) for arg in OPS[name].inputs))
+        np.testing.assert_allclose(found.get(), wanted, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-def test_training_rounds_what_each_step_has_written(engine, stages):
+def test_training_rounds_what_each_step_has_written(engine, stages, fused):
     """Against the same steps written out in NumPy."""
     rng = np.random.default_rng(0)
     X, labels = rng.standard_normal((60, 5)).astype(np.float32), np.arange(60) % 3
@@ -87,20 +89,62 @@ def test_training_rounds_what_each_step_has_written(engine, stages):
     model.fit(X, labels, epochs=2, batch_size=6, shuffle=False, verbose=False)
     for rows in [*range(0, 60, 6)] * 2:
         x, t = X[rows : rows + 6], labels[rows : rows + 6]
-        h = np.maximum(rounded(x) @ rounded(w1) + b1, 0)
-        z = rounded(h) @ rounded(w2) + b2
+        product = rounded(x) @ rounded(w1) if fused else rounded(rounded(x) @ rounded(w1))
+        h = rounded(np.maximum(product + rounded(b1), 0)).astype(np.float64)
+        z = h @ rounded(w2) + b2
         p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
-        dz = (p - np.eye(3)[t]) / 6
-        dh = np.where(h > 0, rounded(dz) @ rounded(w2).T, 0)
-        w2, b2 = w2 - 0.1 * rounded(h).T @ rounded(dz), b2 - 0.1 * dz.sum(axis=0)
-        w1, b1 = w1 - 0.1 * rounded(x).T @ rounded(dh), b1 - 0.1 * dh.sum(axis=0)
+        dz = rounded((p - np.eye(3)[t]) / 6).astype(np.float64)
+        dh = np.where(h > 0, rounded(dz @ rounded(w2).T), 0).astype(np.float64)
+        w2, b2 = w2 - 0.1 * h.T @ dz, b2 - 0.1 * dz.sum(axis=0)
+        w1, b1 = w1 - 0.1 * rounded(x).T @ dh, b1 - 0.1 * dh.sum(axis=0)
     # a number that lies halfway may be rounded either way, which is 2**-8 of it
     for layer, weights, biases in ((layers[0], w1, b1), (layers[2], w2, b2)):
         np.testing.assert_allclose(layer.weights.get(), weights, atol=1e-3, rtol=0)
         np.testing.assert_allclose(layer.biases.get(), biases, atol=1e-3, rtol=0)
     assert min(np.abs(w1 - started[0]).max(), np.abs(w2 - started[1]).max()) > 0.05
     (step,) = {tuple(kernels) for kernels in stages if "sgd" in kernels}
-    assert step.count("to_bfloat16") == 6  # x, w1, h, w2, dz and dh
+    assert step.count("to_bfloat16") == 3  # w1, b1 and w2; all else is of bfloat16, and z, which no product multiplies
+
+
+PRODUCTS = ("dense_relu_forward", "x", "w", "b", "y"), ("dense_forward", "y", "w", "b", "z")
+COPIED = ["to_bfloat16", "to_bfloat16", "dense_relu_forward", "to_bfloat16", "dense_forward"]  # x, w, and y
+
+
+@pytest.mark.parametrize(
+    ("calls", "kernels"),
+    [
+        # x, w and b are copied, but not y
+        (PRODUCTS, ["to_bfloat16"] * 3 + ["dense_relu_forward", "dense_forward"]),
+        # what follows can read it
+        (
+            [*PRODUCTS, ("dense_relu_grads", "d", "w", "y", "u", "db"), ("dense_weight_grad", "x", "u", "v")],
+            ["to_bfloat16"] * 3
+            + ["dense_relu_forward", "dense_forward", "to_bfloat16", "dense_input_grad", "relu_grads_bfloat16"]
+            + ["dense_weight_grad"],
+        ),
+        # or cannot
+        ([*PRODUCTS, ("scale", "y", "half", "u")], [*COPIED, "scale"]),
+        # reads something that overlaps it
+        ([*PRODUCTS, ("relu_forward", "part of y", "v")], [*COPIED, "relu_forward"]),
+        # or the one can read it, but not what it reads beside it
+        (
+            [*PRODUCTS, ("dense_relu_grads", "d", "w", "y", "u", "db")],
+            [*COPIED, "to_bfloat16", "dense_input_grad", "relu_grads"],
+        ),
+        # it is of the step before
+        (PRODUCTS[::-1], ["to_bfloat16"] * 2 + ["dense_forward", "to_bfloat16", "dense_relu_forward"]),
+    ],
+)
+def test_what_needs_no_other_type_is_of_bfloat16(engine, calls, kernels):
+    arrays = {name: engine.zeros((6, 6), np.float32) for name in "xwyzuvd"}
+    arrays |= {"b": engine.zeros((1, 6), np.float32), "db": engine.zeros((1, 6), np.float32)}
+    arrays |= {"half": engine.scalar(0.5), "part of y": arrays["y"][1:]}
+    room = engine.zeros((5,), np.float64)
+    stages = [stage for op, *names in calls for stage in engine.stages(OPS[op], [arrays[n] for n in names], room)]
+    found, owned = engine.at_its_precision(stages)
+    assert [stage.kernel for stage in found] == kernels
+    halves = {x.data.ptr for stage in found for x in stage.used() if x.dtype == np.uint16}
+    assert halves <= {x.data.ptr for x in owned}
 
 
 def test_what_is_written_is_rounded_again(engine):
@@ -108,7 +152,7 @@ def test_what_is_written_is_rounded_again(engine):
     ops = [("dense_input_grad", x, w, z), ("dense_weight_grad", x, w, u), ("relu_forward", u, x)]
     calls = [*ops, ("dense_input_grad", x, w, z), ("relu_forward", u, w[1:]), ("dense_weight_grad", x, w, u)]
     stages = [stage for name, *arrays in calls for stage in engine.stages(OPS[name], arrays, u)]
-    rounded = [stage.arrays["x"] for stage in engine.at_its_precision(stages) if stage.kernel == "to_bfloat16"]
+    rounded = [stage.arrays["x"] for stage in engine.at_its_precision(stages)[0] if stage.kernel == "to_bfloat16"]
     assert [array.data.ptr for array in rounded] == [array.data.ptr for array in (x, w, x, w)]
 
 

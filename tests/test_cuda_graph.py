@@ -110,9 +110,9 @@ def test_which_stages_meet(engine):
 def test_products_side_by_side_work_in_rooms_of_their_own(engine, monkeypatch):
     rooms, product = {}, engine._blas.product
 
-    def noted(matrices, dtype, workspace, **options):
+    def noted(matrices, workspace, **options):
         rooms[matrices[2].address] = workspace
-        return product(matrices, dtype, workspace, **options)
+        return product(matrices, workspace, **options)
 
     monkeypatch.setattr(engine._blas, "product", noted)
     stages = standin.stages_of(engine, ("dense_weight_grad", "x", "dz", "dw"), ("dense_input_grad", "dz", "w", "u"))

@@ -35,15 +35,26 @@ struct Bfloat16 {
         memcpy(&x, &whole, 4);
         return x;
     }
+    void operator=(float x) // the nearest, of two the one with an even last bit
+    {
+        uint32_t whole;
+        memcpy(&whole, &x, 4);
+        uint32_t below = whole & 0xffff, last = whole >> 16 & 1;
+        bits = (whole >> 16) + (x == x && (below > 0x8000 || (below == 0x8000 && last)));
+    }
 };
 
 // Sums in double precision, or else, `otherwise`, as they come and from the other end, which rounds differently. A bias is
 // added to what was rounded, as a kernel of its own would.
-template <class Real, class Factor>
-static void multiply(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, Real alpha, const Factor *a,
-                     int64_t lda, const Factor *b, int64_t ldb, Real beta, Real *c, int64_t ldc, const Real *bias,
-                     bool relu, bool otherwise = false)
+template <class Real, class Factor, class Result>
+static void multiply(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void *given_alpha,
+                     const void *given_a, int64_t lda, const void *given_b, int64_t ldb, const void *given_beta,
+                     void *given_c, int64_t ldc, const void *given_bias, bool relu, bool otherwise)
 {
+    Real alpha = *(const Real *)given_alpha, beta = *(const Real *)given_beta;
+    const Factor *a = (const Factor *)given_a, *b = (const Factor *)given_b;
+    const Result *bias = (const Result *)given_bias;
+    Result *c = (Result *)given_c;
     std::vector<double> column(m);
     for (int64_t j = 0; j < n; j++) {
         std::fill(column.begin(), column.end(), 0.0);
@@ -56,11 +67,23 @@ static void multiply(int transpose_a, int transpose_b, int64_t m, int64_t n, int
             }
         }
         for (int64_t i = 0; i < m; i++) {
-            Real x = alpha * column[i] + (beta == 0 ? 0 : beta * c[i + j * ldc]);
-            x += bias ? bias[i] : 0;
+            Real x = alpha * column[i] + (beta == 0 ? 0 : beta * Real(c[i + j * ldc]));
+            x += bias ? Real(bias[i]) : 0;
             c[i + j * ldc] = relu && x <= 0 ? 0 : x;
         }
     }
+}
+
+static auto multiply_of(int factors, int result) -> decltype(&multiply<float, float, float>)
+{
+    if (factors == R_32F && result == R_32F)
+        return multiply<float, float, float>;
+    if (factors == R_64F && result == R_64F)
+        return multiply<double, double, double>;
+    if (factors == R_16BF)
+        return result == R_32F ? multiply<float, Bfloat16, float>
+               : result == R_16BF ? multiply<float, Bfloat16, Bfloat16> : nullptr;
+    return nullptr;
 }
 
 extern "C" {
@@ -112,7 +135,7 @@ int cublasLtMatmul(void *, Product *product, const void *alpha, const void *a, L
     std::map<int, int64_t> &given = product->attributes;
     int ta = given[TRANSA], tb = given[TRANSB];
     int64_t k = ta ? of_a->rows : of_a->columns;
-    if (c != d || !workspace || of_d->type != product->type || (ta ? of_a->columns : of_a->rows) != of_d->rows ||
+    if (c != d || !workspace || product->type != (of_d->type == R_64F ? R_64F : R_32F) || (ta ? of_a->columns : of_a->rows) != of_d->rows ||
         (tb ? of_b->rows : of_b->columns) != of_d->columns || (tb ? of_b->columns : of_b->rows) != k)
         return INVALID_VALUE;
     bool relu = given[EPILOGUE] & RELU, otherwise = how->algorithm[0] % 10 == 2;
@@ -120,31 +143,20 @@ int cublasLtMatmul(void *, Product *product, const void *alpha, const void *a, L
     int compute = of_d->type == R_64F ? COMPUTE_64F : product->compute;
     if (product->compute != compute || of_a->type != of_b->type)
         return INVALID_VALUE;
-    if (of_d->type == R_32F && of_a->type == R_32F)
-        multiply(ta, tb, of_d->rows, of_d->columns, k, *(float *)alpha, (float *)a, of_a->step, (float *)b, of_b->step,
-                 *(float *)beta, (float *)d, of_d->step, (float *)bias, relu, otherwise);
-    else if (of_d->type == R_32F && of_a->type == R_16BF)
-        multiply(ta, tb, of_d->rows, of_d->columns, k, *(float *)alpha, (Bfloat16 *)a, of_a->step, (Bfloat16 *)b,
-                 of_b->step, *(float *)beta, (float *)d, of_d->step, (float *)bias, relu, otherwise);
-    else if (of_d->type == R_64F && of_a->type == R_64F)
-        multiply(ta, tb, of_d->rows, of_d->columns, k, *(double *)alpha, (double *)a, of_a->step, (double *)b,
-                 of_b->step, *(double *)beta, (double *)d, of_d->step, (double *)bias, relu, otherwise);
-    else
+    auto run = multiply_of(of_a->type, of_d->type);
+    if (!run)
         return INVALID_VALUE;
+    run(ta, tb, of_d->rows, of_d->columns, k, alpha, a, of_a->step, b, of_b->step, beta, d, of_d->step, bias, relu,
+        otherwise);
     return 0;
 }
 int cublasGemmEx(void *, int ta, int tb, int m, int n, int k, const void *alpha, const void *a, int type, int lda,
-                 const void *b, int, int ldb, const void *beta, void *c, int, int ldc, int, int)
+                 const void *b, int, int ldb, const void *beta, void *c, int type_of_c, int ldc, int, int)
 {
-    if (type == R_16BF)
-        multiply(ta, tb, m, n, k, *(float *)alpha, (Bfloat16 *)a, lda, (Bfloat16 *)b, ldb, *(float *)beta, (float *)c,
-                 ldc, (float *)nullptr, false);
-    else if (type == R_32F)
-        multiply(ta, tb, m, n, k, *(float *)alpha, (float *)a, lda, (float *)b, ldb, *(float *)beta, (float *)c, ldc,
-                 (float *)nullptr, false);
-    else
-        multiply(ta, tb, m, n, k, *(double *)alpha, (double *)a, lda, (double *)b, ldb, *(double *)beta, (double *)c,
-                 ldc, (double *)nullptr, false);
+    auto run = multiply_of(type, type_of_c);
+    if (!run)
+        return INVALID_VALUE;
+    run(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, nullptr, false, false);
     return 0;
 }
 }

@@ -30,15 +30,13 @@ def blas():
 
 
 def matrix(x):
-    return Matrix(x.ctypes.data, *x.shape, x.strides[0] // x.itemsize)
+    return Matrix(x.ctypes.data, *x.shape, x.strides[0] // x.itemsize, cublaslt.TYPES[x.dtype.name])
 
 
 def test_the_library_takes_descriptors_layouts_and_attributes(real, monkeypatch):
     monkeypatch.setattr(cublaslt._Product, "_find", lambda self: cublaslt.Algorithm())
     x, w, z, b = (np.ones(shape, np.float32) for shape in ((5, 3), (3, 2), (5, 2), (1, 2)))
-    prepared = real.product(
-        (matrix(x), matrix(w), matrix(z)), z.dtype, 256, transpose_b=False, bias=b.ctypes.data, relu=True
-    )
+    prepared = real.product((matrix(x), matrix(w), matrix(z)), 256, bias=b.ctypes.data, relu=True)
 
     def said(attribute, kind):
         value, written = kind(), ctypes.c_size_t()
@@ -77,7 +75,7 @@ def test_products_of_rows(blas, rng, transpose_a, transpose_b, dtype):
         ({"bias": bias.ctypes.data, "relu": True}, np.maximum(wanted + bias, 0)),
     ):
         c[...] = np.nan
-        blas.product((matrix(a), matrix(b), matrix(c)), c.dtype, 256, **options, **extra)(0)
+        blas.product((matrix(a), matrix(b), matrix(c)), 256, **options, **extra)(0)
         np.testing.assert_allclose(c, expected, rtol=1e-5, atol=1e-5)
 
 
