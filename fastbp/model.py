@@ -69,8 +69,8 @@ class Sequential(Network):
         At most so many threads for BLAS while this model computes; needs threadpoolctl. 1 is best for models that
         train side by side in threads on NumPy's engine.
     precision : {"fp32", "tf32", "bf16"}, default "fp32"
-        What float32 numbers are rounded to where matrices are multiplied, on an engine that can ("cupy"): sums,
-        weights and all else stay float32.
+        What float32 numbers are rounded to where matrices are multiplied, on an engine that can ("cupy"): sums and
+        weights stay float32, and all else does, too, but what only passes between such products.
 
     Attributes
     ----------
@@ -130,7 +130,7 @@ class Sequential(Network):
         epochs, batch_size : int
             The last batch of an epoch is shorter where `batch_size` does not divide the rows.
         shuffle : bool, default True
-            Draw a new order of the rows for each epoch. Batches are taken as they come.
+            Draw a new order of the rows for each epoch, of more than one batch. Batches are taken as they come.
         sample_weight : array, shape (rows,), optional
             How often each row counts.
         class_weight : array of shape (classes,), dict or "balanced", optional
@@ -223,15 +223,18 @@ class Sequential(Network):
                 if changeable:
                     source.look()
                 rows = 0 if source.data is None else source.data.X.shape[0]
+                shuffled = shuffle and batch_size < rows  # a batch of all rows has no order
                 if source.data is None:
                     mean = trainer.epoch_through(*source.batches())
                 elif is_sparse(source.data.X):
-                    order = self.permutation(rows) if shuffle else np.arange(rows)
+                    order = self.permutation(rows) if shuffled else np.arange(rows)
                     mean = trainer.epoch_through(batches(source.data, order, batch_size), -(-rows // batch_size))
                 else:
                     if changeable:
                         trainer.bind(source.data, batch_size)
-                    mean = trainer.epoch(self.permutation(rows) if shuffle else None)
+                    if shuffled:
+                        trainer.shuffle()
+                    mean = trainer.epoch()
                 figures = {"loss": mean}
                 if source.held_out is not None:
                     scores = self._scores(source.held_out, functions, weighted=source.held_out_is_weighted)

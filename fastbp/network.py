@@ -20,6 +20,7 @@ from .optim import Optimizer
 from .part import Part
 from .selection import AUTO, choice
 from .selection import engine as choose_engine
+from .shuffling import shuffler
 from .steps import Signatures
 from .tape import Recorder, Tape
 from .threads import Turns
@@ -198,8 +199,14 @@ class Network:
                 self.history.setdefault(name, []).append(value)
 
     def permutation(self, rows: int) -> Array:
-        """A new order of some rows, drawn from this model's seed."""
-        return self._rng.permutation(rows)
+        """A new order of some rows, drawn from this model's seed; shape (rows,) of int64."""
+        order = self.engine.zeros((rows,), np.int64)
+        self.shuffler(order)()
+        return self.engine.asnumpy(order)
+
+    def shuffler(self, order: Array) -> Callable[[], None]:
+        """What puts new orders of rows, drawn from this model's seed, into an array of int64 of its engine."""
+        return shuffler(self.engine, self._rng, order)
 
     def random_state(self) -> dict[str, Any]:
         """The state of the generator that shuffles, and the seed, as what JSON holds."""

@@ -63,6 +63,7 @@ class Trainer:
         self._room: int | None = None  # for so many rows of it; None for all
         self._tables: dict[str, Array] = {}
         self._slots: dict[str, Array] = {}
+        self._shuffle: Callable[[], None] | None = None  # what is in the slot "order"
         self._numbers: dict[tuple[str, int], Array] = {}  # slots for pieces, where a replay may find them again
 
     def __enter__(self) -> Self:
@@ -84,6 +85,15 @@ class Trainer:
             self._room = self._model.engine.rows_at_a_time(present(data))
         if self._room is None:
             self._replays = self._prepare(data, self._plan(len(data.X), batch_size))
+
+    def shuffle(self) -> None:
+        """Draw a new order of the rows, for the epochs to come."""
+        if self._room is not None:
+            self._order = self._model.permutation(len(self._order))
+            return
+        if self._shuffle is None:
+            self._shuffle = self._model.shuffler(self._slots["order"])
+        self._shuffle()
 
     def epoch(self, order: Array | None = None, start: float | None = None) -> float:
         """Train for an epoch over what `bind` was given; returns its loss.
@@ -168,7 +178,7 @@ class Trainer:
         slots = self._tables | {"order": self._numbers_for("order", np.arange(len(data.X)))}
         if optimizer is not None and optimizer.schedule is not None:
             slots["rates"] = self._numbers_for("rates", np.zeros(updates_of(plan) or 1))
-        self._slots = slots
+        self._slots, self._shuffle = slots, None
         tapes: dict[tuple[str, int], Tape] = {}
         for kind, batch, _ in plan:
             if (kind, batch) not in tapes:

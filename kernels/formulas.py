@@ -67,6 +67,17 @@ def one_hot(t: Array, p: Array) -> Array:
     return rows
 
 
+def shuffled(keys: list[int], size: int) -> Array:
+    def place(row: int) -> int:
+        for key in keys:
+            high, low = divmod(key, 2**32)
+            other = (high * size // 2**32 - row) % size
+            row = other if max(row, other) * low % 2**32 >= 2**31 else row
+        return row
+
+    return np.array([place(row) for row in range(size)])
+
+
 def masked(x: Array, rate: Array, key: Array) -> tuple[Array, ...]:
     """NumPy's own Philox, whose counter is (block, step, layer, 0)."""
     random = np.random.Generator(np.random.Philox(key=key[:2], counter=[0, key[2], key[3], 0]))
@@ -259,6 +270,7 @@ def embedding_backward(
 
 # what is updated in place, then the outputs
 FORMULAS: dict[str, Callable[..., tuple[Array, ...]]] = {
+    "shuffle": lambda keys, order: (shuffled(keys.tolist(), len(order)),),
     "next_batch": lambda order, cursor, rows: (cursor + len(rows), order[cursor[0] : cursor[0] + len(rows)]),
     "next_rate": lambda rates, step, rate: (step + 1, rates[step]),
     "take": lambda x, rows: (x[rows],),

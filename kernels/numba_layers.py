@@ -24,7 +24,25 @@ from .numba_products import (
 from .ops import Array
 
 CACHED = 1 << 20  # bytes of a table that a core's own cache may hold
+PIECE = 64  # rows that are shuffled together, in registers
 AHEAD = 16  # rows of a larger table that are asked for before they are read
+
+
+def shuffle(keys: Array, order: Array, scratch: Array) -> None:
+    rows, size = scratch.view(np.uint32)[:PIECE], np.uint32(len(order))
+    for start in range(0, len(order), PIECE):
+        for i in range(PIECE):
+            rows[i] = np.uint32(start + i)
+        for key in keys:
+            middle = np.uint32((key >> np.uint64(32)) * np.uint64(size) >> np.uint64(32))
+            factor = np.uint32(key & np.uint64(0xFFFFFFFF))
+            for i in range(PIECE):
+                row = rows[i]
+                other = np.uint32(middle - row)  # which is huge below 0
+                other = min(other, np.uint32(other + size))
+                rows[i] = other if np.int32(max(row, other) * factor) < 0 else row
+        for i in range(min(PIECE, len(order) - start)):
+            order[start + i] = rows[i]
 
 
 def next_batch(order: Array, cursor: Array, rows: Array) -> None:

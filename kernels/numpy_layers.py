@@ -10,6 +10,34 @@ import numpy as np
 
 from .ops import Array
 
+PIECE = 1 << 14  # rows that are shuffled together, in a cache
+
+
+def shuffle(keys: Array, order: Array, scratch: Array) -> None:
+    """Put a random order of the rows 0 to P - 1, at most 2 ** 31 of them, into `order`.
+
+    Each key pairs the rows whose sum is `middle`, modulo P, and exchanges every other pair at random: the swap-or-not
+    shuffle of Hoang, Morris and Rogaway (2012), its random function the first bit of a product. So each row finds its
+    place by itself, and a key halves what the place tells of the row.
+    """
+    size = len(order)
+    for start in range(0, size, PIECE):
+        places = order[start : start + PIECE]
+        rows, others, pairs = scratch.view(np.uint32)[: 3 * len(places)].reshape(3, -1)
+        exchanged = pairs.view(np.int32)
+        rows[:], rows[0] = 1, start
+        np.cumsum(rows, dtype=np.uint32, out=rows)
+        for key in keys.tolist():
+            middle, factor = np.uint32((key >> 32) * size >> 32), np.uint32(key & 0xFFFFFFFF)
+            np.subtract(middle, rows, out=others)  # which is huge below 0
+            np.minimum(others, np.add(others, np.uint32(size), out=pairs), out=others)
+            np.multiply(np.maximum(rows, others, out=pairs), factor, out=pairs)
+            np.right_shift(exchanged, 31, out=exchanged)  # all bits or none
+            others ^= rows
+            others &= pairs
+            rows ^= others
+        places[:] = rows
+
 
 def next_batch(order: Array, cursor: Array, rows: Array) -> None:
     start = int(cursor[0])

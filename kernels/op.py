@@ -199,6 +199,10 @@ def key(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Arr
     return np.concatenate([rng.integers(0, 2**64, 2, np.uint64), rng.integers(0, 2**40, 2, np.uint64)])
 
 
+def words(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Array:
+    return rng.integers(0, 2**64, shape, np.uint64)
+
+
 def mask(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Array:
     return 2.0 * rng.integers(0, 2, shape)
 
@@ -221,6 +225,7 @@ USUAL: dict[str, Sampler] = {
     "order": order,
     "cursor": constant(0),
     "key": key,
+    "keys": words,
     "y": rectified,
     "mask": mask,
     "p": probabilities,
