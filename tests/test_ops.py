@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fastbp
+from fastbp.kernels.engine import Call
 from fastbp.kernels.formulas import FORMULAS, masked, softmax
 from fastbp.kernels.op import key
 from fastbp.kernels.ops import OPS
@@ -96,6 +97,29 @@ def test_lists_integers_and_tensors_become_float64(engine):
     for x in ([[-1, 2]], np.array([[-1, 2]], np.int8), np.array([[-1, 2]], ">f8"), np.array([[-1, 2]], "f2"), Tensor()):
         y = engine.asnumpy(engine.relu_forward(x))
         assert y.dtype == np.float64 and y.tolist() == [[0, 2]]
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"])
+@pytest.mark.parametrize("columns", [1, 2, 3, 7, 8, 9, 16, 31, 33])
+def test_tables_of_any_type_become_the_models(engine, dtype, kind, columns):
+    """The nearest floats of the extremes of each type, and of numbers halfway between two of float32."""
+    numbers = np.array([0, 1, 5, 2**24 + 1, 2**24 + 3, 2**62 + 2**38, 2**31 - 1], object)
+    if kind in ("f4", "f8"):
+        numbers = np.array([0.1, -1 - 2**-24, 1 + 2**-24 + 2**-40, 3e38, 1e-45, -0.0, 7], kind)
+    elif kind == "?":
+        numbers = numbers > 0
+    else:
+        limits = np.iinfo(kind)
+        numbers = np.array([limits.min, limits.max, *(x for x in numbers if x <= limits.max)], kind)
+    x = np.resize(numbers, (11, columns)).astype(kind)
+    rows, xb = engine.integers(3, 0, 10, 10, 7), engine.zeros((5, columns), dtype)
+    for table in (x, x[:, ::-1], np.asfortranarray(x)):
+        program = engine.program([Call(OPS["take"], (engine.table(table), rows, xb))])
+        program.bind()
+        program.run(1)
+        found, expected = engine.asnumpy(xb), table[[3, 0, 10, 10, 7]].astype(dtype)
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(np.signbit(found), np.signbit(expected))
 
 
 def test_an_op_that_is_not_there(engine):
