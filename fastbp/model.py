@@ -69,8 +69,9 @@ class Sequential(Network):
         At most so many threads for BLAS while this model computes; needs threadpoolctl. 1 is best for models that
         train side by side in threads on NumPy's engine.
     precision : {"fp32", "tf32", "bf16"}, default "fp32"
-        What float32 numbers are rounded to where matrices are multiplied, on an engine that can ("cupy"): sums and
-        weights stay float32, and all else does, too, but what only passes between such products.
+        What float32 numbers are rounded to where matrices are multiplied, on an engine that can ("cupy"): sums,
+        weights and gradients of weights stay float32. In "bf16" so are the outputs of ReLU between two such products,
+        their gradients, and the biases that are added there.
 
     Attributes
     ----------
@@ -315,7 +316,8 @@ class Sequential(Network):
         Yields
         ------
         Trainer
-            Its ``bind(data, batch_size)`` and ``epoch(order)`` check nothing of what they are given.
+            Its ``bind(data, batch_size)`` and ``epoch(order)`` check nothing of what they are given; between the two,
+            ``shuffle()`` draws an order from the model's seed.
         """
         threads = self.threads if threads is None else as_count(threads, "threads")
 

@@ -199,10 +199,10 @@ class Network:
                 self.history.setdefault(name, []).append(value)
 
     def permutation(self, rows: int) -> Array:
-        """A new order of some rows, drawn from this model's seed; shape (rows,) of int64."""
-        order = self.engine.zeros((rows,), np.int64)
-        self.shuffler(order)()
-        return self.engine.asnumpy(order)
+        """A new order of some rows, drawn from this model's seed; NumPy's array of int64, shape (rows,)."""
+        order = np.empty(rows, np.int64)
+        shuffler(choose_engine("numpy"), self._rng, order)()
+        return order
 
     def shuffler(self, order: Array) -> Callable[[], None]:
         """What puts new orders of rows, drawn from this model's seed, into an array of int64 of its engine."""

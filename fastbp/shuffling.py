@@ -11,8 +11,8 @@ from .kernels.ops import OPS, Array
 
 __all__ = ["shuffler"]
 
-# to shuffle by the op, which is slower for few rows than NumPy, and of 32 bits
-MANY_ROWS, MOST_ROWS = 1 << 12, 1 << 31
+MANY_ROWS = 1 << 12  # from which the op is used: for fewer, NumPy's own shuffle is faster than to call one
+MOST_ROWS = 1 << 31  # the sum of two rows has 32 bits
 KEYS = 20  # of which each halves what a place tells of its row: one in a million is left
 
 

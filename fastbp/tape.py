@@ -68,6 +68,7 @@ class Recorder(OpCaller):
         self.dtype = np.dtype(dtype)
         self._calls: list[tuple[Op, list[Handle]]] = []
         self._handles: dict[int, Handle] = {}  # every handle given out, by its id
+        self._made: dict[int, Array] = {}  # the memory that was made for outputs, by their handles' ids
         self._adopted: dict[int, Handle] = {}  # those of arrays from outside, by the array's id
         self._wanted: set[int] = set()
         #: Arrays by name that the tape's user fills or reads between replays.
@@ -141,15 +142,19 @@ class Recorder(OpCaller):
                 read |= {id(argument) for argument in arguments}
                 kept.append(Call(op, tuple(argument.memory for argument in arguments)))
         calls = fuse(kept[::-1], self.engine, list(self.memory.values()))
-        for pieces in (kept, self._calls, self._handles, self._adopted):
+        used = {id(array) for call in calls for array in call.arguments}
+        passing = [array for key, array in self._made.items() if key not in self._wanted and id(array) in used]
+        for pieces in (kept, self._calls, self._handles, self._adopted, self._made):
             pieces.clear()  # with the memory that the fused calls no longer need
-        return Tape(self.engine, calls, self.memory)
+        return Tape(self.engine, calls, self.memory, passing)
 
     def _new(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Handle:
         memory = self.engine.buffer(shape, dtype)
         if dtype.kind == "f":
             memory[...] = np.nan  # what is read before it is written shows
-        return self._keep(Handle(shape, dtype, memory))
+        handle = self._keep(Handle(shape, dtype, memory))
+        self._made[id(handle)] = memory
+        return handle
 
     def _keep(self, handle: Handle) -> Handle:
         self._handles[id(handle)] = handle
@@ -159,11 +164,11 @@ class Recorder(OpCaller):
 class Tape:
     """A recording, ready to replay. It owns the memory that its calls share; the lock is for who replays it."""
 
-    def __init__(self, engine: Engine, calls: list[Call], memory: dict[str, Array]) -> None:
+    def __init__(self, engine: Engine, calls: list[Call], memory: dict[str, Array], passing: list[Array]) -> None:
         self.calls = calls
         self.memory = memory
         self.lock = threading.Lock()
-        self._program = engine.program(calls)
+        self._program = engine.recorded(calls, passing)
 
     def bind(self, **slots: Array) -> None:
         """Put arrays into the slots, where there are any."""

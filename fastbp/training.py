@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import numpy as np
 
 from .interop import dense
+from .kernels.engine import Engine
 from .kernels.ops import Array
 from .losses import Loss
 from .memory import Memory
@@ -60,6 +61,7 @@ class Trainer:
         self._updates: int | None = None  # of the last epoch through batches
         self._data: Data | None = None  # of which `_tables` are
         self._whole: Data | None = None  # to train on
+        self._engine: Engine | None = None  # whose tables these are
         self._room: int | None = None  # for so many rows of it; None for all
         self._tables: dict[str, Array] = {}
         self._slots: dict[str, Array] = {}
@@ -77,12 +79,14 @@ class Trainer:
 
         Where the engine has no room for all of it, an epoch goes through it by pieces, of whole updates each.
         """
+        engine = self._model.engine
         self._batch_size, self._order = batch_size, np.arange(len(data.X))
-        if data is not self._whole:
+        if data is not self._whole or engine is not self._engine:
             self._bound.close()
             self._whole, self._data, self._tables, self._slots = data, None, {}, {}  # room for the new tables
+            self._engine, self._shuffle = engine, None
             self._numbers.clear()
-            self._room = self._model.engine.rows_at_a_time(present(data))
+            self._room = engine.rows_at_a_time(present(data))
         if self._room is None:
             self._replays = self._prepare(data, self._plan(len(data.X), batch_size))
 

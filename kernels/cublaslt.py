@@ -38,7 +38,9 @@ COMPUTE = {"fp32": 68, "tf32": 77, "bf16": 68}  # the last with factors of bfloa
 COMPUTE_64F = 70
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8
 RELU, BIAS = 2, 4
-MAX_WORKSPACE_BYTES, MIN_ALIGNMENT_A_BYTES = 1, 5
+MAX_WORKSPACE_BYTES, REDUCTION_SCHEME_MASK, MIN_ALIGNMENT_A_BYTES = 1, 3, 5
+# where a result is of bfloat16, its parts are added up in float32 all the same
+REDUCTION_IN_COMPUTE_TYPE, DISALLOW_REDUCED_PRECISION_REDUCTION = 2, 16
 DEFAULT_ALGORITHM = -1
 
 
@@ -90,6 +92,7 @@ SIGNATURES: dict[str, list[Any]] = {
     # workspace, bytes of it, stream
     "cublasLtMatmul": [*[c_void_p] * 12, POINTER(Algorithm), c_void_p, c_size_t, c_void_p],
     "cublasCreate_v2": [_handle],
+    "cublasSetMathMode": [c_void_p, c_int],
     "cublasSetStream_v2": [c_void_p, c_void_p],
     "cublasSetWorkspace_v2": [c_void_p, c_void_p, c_size_t],
     # handle, transpose a and b, m, n, k, alpha, each of a, b (beta between) and c: address, type, step; compute type,
@@ -215,6 +218,7 @@ class Blas:
         inner = a.rows if transpose_a else a.columns
 
         def launch(stream: int) -> None:
+            self.call("cublasSetMathMode", handle, DISALLOW_REDUCED_PRECISION_REDUCTION)
             self.call("cublasSetStream_v2", handle, stream)
             self.call("cublasSetWorkspace_v2", handle, workspace, WORKSPACE_BYTES)  # which setting a stream undoes
             self.call(
@@ -248,6 +252,7 @@ class _Product:
         }  # fmt: skip
         for attribute, value in numbers.items():
             self._set("MatmulDesc", self._product, attribute, value)
+        self._halves_result = c.kind == TYPES["uint16"]
         self._alignments = [alignment(x) for x in (*self._memory, c.address)]
         shapes = [x[1:] for x in problem.matrices]
         key = compute, transpose_a, transpose_b, bool(bias), relu, *shapes, *self._alignments
@@ -278,6 +283,8 @@ class _Product:
         """What the library thinks is fast, the fastest first; nothing where it cannot do it."""
         preference = self._make("MatmulPreference")
         self._set("MatmulPreference", preference, MAX_WORKSPACE_BYTES, c_uint64(WORKSPACE_BYTES))
+        if self._halves_result:
+            self._set("MatmulPreference", preference, REDUCTION_SCHEME_MASK, c_uint32(REDUCTION_IN_COMPUTE_TYPE))
         for place, alignment in enumerate(self._alignments):
             self._set("MatmulPreference", preference, MIN_ALIGNMENT_A_BYTES + place, c_uint32(alignment))
         found, count = (Algorithm * CANDIDATES)(), c_int()

@@ -33,13 +33,15 @@ class Place(NamedTuple):
     strides: tuple[int, ...]
 
 
-def in_bfloat16(engine: CupyEngine, stages: Sequence[Stage]) -> tuple[list[Stage], list[Array]]:
+def in_bfloat16(
+    engine: CupyEngine, stages: Sequence[Stage], passing: Sequence[Array]
+) -> tuple[list[Stage], list[Array]]:
     """Stages in float32, but their products multiply bfloat16; and the memory that they need for that.
 
-    A matrix that only passes between kernels that can write and read bfloat16 is of that type itself, and is not
-    written where it would be otherwise. Of others there are copies, each made when its matrix is new.
+    What `passing` matrices hold between kernels that can write and read bfloat16 is of that type, in other memory. Of
+    other factors there are copies, each made when its matrix is new. A bias is added as what it is added to.
     """
-    halves = {place: engine.buffer(place.shape, np.uint16) for place in enough(engine, stages)}
+    halves = {place: engine.buffer(place.shape, np.uint16) for place in enough(engine, stages, passing)}
     copies: dict[Place, Array] = {}
     fresh: set[Place] = set()
     result = []
@@ -63,27 +65,20 @@ def in_bfloat16(engine: CupyEngine, stages: Sequence[Stage]) -> tuple[list[Stage
     return result, [*halves.values(), *copies.values()]
 
 
-def enough(engine: CupyEngine, stages: Sequence[Stage]) -> set[Place]:
-    """The factors of products that need be of no other type: all that use them can, and the first writes them."""
+def enough(engine: CupyEngine, stages: Sequence[Stage], passing: Sequence[Array]) -> set[Place]:
+    """The factors of products that need be of no other type, because they are passing and all that use them can."""
     uses = [
-        (stage, {name: place_of(engine, stage.arrays[name]) for _, name in KERNELS[stage.kernel].parameters})
+        (stage.kernel, {name: place_of(engine, stage.arrays[name]) for _, name in KERNELS[stage.kernel].parameters})
         for stage in stages
     ]
-    written_first: dict[Place, bool] = {}
-    for stage, places in uses:
-        for name, place in places.items():
-            written_first.setdefault(place, name in stage.written)
-    factors = {places[name] for stage, places in uses for name in FACTORS.get(stage.kernel, ())}
-    found = {
-        place
-        for place in factors
-        if written_first[place] and not any(overlap(place, other) for other in written_first if other != place)
-    }
+    factors = {places[name] for kernel, places in uses for name in FACTORS.get(kernel, ())}
+    found = factors.intersection(place_of(engine, x) for x in passing)
     while True:
         left = set(found)
-        for stage, places in uses:
+        for kernel, places in uses:
             here = {name for name in places if places[name] in found}
-            if here and stage.kernel not in FACTORS and here != halves_of(f"{stage.kernel}_bfloat16"):
+            fits = "b" not in here if kernel in FACTORS else here in (set(), halves_of(f"{kernel}_bfloat16"))
+            if not fits:
                 left -= {places[name] for name in here}
         if left == found:
             return found

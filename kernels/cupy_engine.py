@@ -31,7 +31,8 @@ Shape2D = tuple[int, int]
 
 THREADS = 256  # of a block, where it does not depend on the arrays
 PIECE_BYTES = 256 << 20  # of tables for which there is no room
-TELLING = 64  # numbers that would hardly all be rounded alike if they were added up in another order
+# so many results, by the bytes of each, would hardly all be rounded alike if they were added up in another order
+TELLING = {2: 1 << 22, 4: 64, 8: 64}
 HELD_UP = 1.0  # seconds for which the GPU waits at most, while what is timed is launched
 
 
@@ -176,6 +177,9 @@ class CupyEngine(Engine):
     def program(self, calls: Sequence[Call]) -> Program:
         return Replay(self, calls)
 
+    def recorded(self, calls: Sequence[Call], passing: Sequence[Array]) -> Program:
+        return Replay(self, calls, passing)
+
     def stages(self, op: Op, arguments: Sequence[Array], room: Array, small: bool = False) -> list[Stage]:
         """The kernels that compute an op on these arrays, all parts of one where they are `small`."""
         names = {arg.name: array for arg, array in zip((*op.inputs, *op.outputs), arguments, strict=True)}
@@ -185,10 +189,12 @@ class CupyEngine(Engine):
         stages = STAGES_OF_SMALL if small else STAGES
         return [Stage(kernel, names | {"room": room}, frozenset(written)) for kernel in stages.get(op.name, (op.name,))]
 
-    def at_its_precision(self, stages: Sequence[Stage]) -> tuple[Sequence[Stage], list[Array]]:
+    def at_its_precision(
+        self, stages: Sequence[Stage], passing: Sequence[Array] = ()
+    ) -> tuple[Sequence[Stage], list[Array]]:
         """Stages whose products read bfloat16, if that is the precision, and the memory that they need for that."""
         if self.precision == "bf16" and float_type(stages) == "float32":
-            return in_bfloat16(self, stages)
+            return in_bfloat16(self, stages, passing)
         return stages, []
 
     def launches(self, stage: Stage, lane: int = 0) -> list[Launch]:
@@ -233,7 +239,7 @@ class CupyEngine(Engine):
     def _fastest(self, kernel: str, arrays: Mapping[str, Array], ways: Sequence[Way]) -> Way:
         """The fastest way on arrays that are there to be overwritten."""
         *_, output = arrays.values()
-        if output.size < TELLING:
+        if output.size < TELLING[output.itemsize]:
             return ways[0]
         launches = {way: PRODUCTS[kernel](self, arrays, way, 0) for way in ways}
 

@@ -7,7 +7,8 @@ template <class Array, class Slope> __device__ void bend(Array y, Array dx, Matr
         Real sum = 0;
         ALONG_COLUMN(i, j, lanes, dx) {
             Real bent = slope(dx(i, j), y(i, j));
-            dx(i, j) = bent, sum += bent;
+            dx(i, j) = bent;
+            sum += bent;
         }
         sum = over_column(sum, lanes);
         if (j < dx.columns)

@@ -42,8 +42,8 @@ class Replay:
     slots. For others in these, or on another stream, it is made ready anew, unless they lie where some lay lately.
     """
 
-    def __init__(self, engine: CupyEngine, calls: Sequence[Call]) -> None:
-        self._engine, self._calls = engine, calls
+    def __init__(self, engine: CupyEngine, calls: Sequence[Call], passing: Sequence[Array] = ()) -> None:
+        self._engine, self._calls, self._passing = engine, calls, passing
         self._room = engine.zeros((room_for(MOST_BLOCKS),), np.float64)
         self._slots: dict[str, Array] = {}
         self._ready: dict[Any, Callable[[int], None]] = {}
@@ -74,7 +74,7 @@ class Replay:
         stages = taken_at_once(stages)
         if blocks:
             return OneKernel(self._engine, stages, slots.values(), blocks)
-        return Graph(self._engine, stages)
+        return Graph(self._engine, stages, self._passing)
 
     def _size(self, calls: Sequence[tuple[Op, Sequence[Array]]]) -> tuple[int, int]:
         """The floating-point operations of a step, and the bytes of all arrays but those in the slots."""
@@ -107,8 +107,8 @@ def taken_at_once(stages: list[Stage]) -> list[Stage]:
 class Graph:
     """Stages as CUDA graphs of several steps and of one, where stages that do not meet may run side by side."""
 
-    def __init__(self, engine: CupyEngine, stages: Sequence[Stage]) -> None:
-        stages, self._owned = engine.at_its_precision(stages)
+    def __init__(self, engine: CupyEngine, stages: Sequence[Stage], passing: Sequence[Array] = ()) -> None:
+        stages, self._owned = engine.at_its_precision(stages, passing)
         self._meet = meetings(engine, stages)
         self._lanes = lanes_for(self._meet, LANES)
         self._launches = [engine.launches(stage, lane) for stage, lane in zip(stages, self._lanes, strict=True)]

@@ -171,6 +171,10 @@ class Engine(OpCaller):
     def program(self, calls: Sequence[Call]) -> Program:
         return CallByCall(self, calls)
 
+    def recorded(self, calls: Sequence[Call], passing: Sequence[Array]) -> Program:
+        """The program of a recording; nobody but its calls reads or writes the arrays that are `passing` in them."""
+        return self.program(calls)
+
     def span(self, array: Array) -> tuple[int, int]:
         """The first address of an array of this engine, and the one behind its last."""
         bounds: tuple[int, int] = np.lib.array_utils.byte_bounds(array)

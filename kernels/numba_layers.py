@@ -24,7 +24,7 @@ from .numba_products import (
 from .ops import Array
 
 CACHED = 1 << 20  # bytes of a table that a core's own cache may hold
-PIECE = 64  # rows that are shuffled together, in registers
+PIECE = 64  # rows that are shuffled together, as vector code without a loop
 AHEAD = 16  # rows of a larger table that are asked for before they are read
 
 

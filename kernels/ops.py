@@ -61,7 +61,7 @@ OPS: dict[str, Op] = {
     for op in [
         # a batch: the next rows in order, gathered and converted to the model's float type
         Op("next_batch", "order:i[M] cursor!:i[1] rows!:i[B] ->"),
-        Op("shuffle", "keys:u[20] order!:i[P] ->", room=lambda d: 2 * min(d["P"], 1 << 14)),
+        Op("shuffle", "keys:u[20] order!:i[P] ->", room=lambda d: 3 * min(d["P"], 1 << 14)),
         Op("next_rate", "rates:s[M] step!:i[1] rate!:s[1] ->"),
         Op("take", "x:a[M,K] rows:i[B]<M -> xb:f[B,K]"),
         Op("take_labels", "t:i[M] rows:i[B]<M -> tb:i[B]", samples={"t": order}),

@@ -6,6 +6,7 @@ import pytest
 import fastbp
 from fastbp.kernels.engine import Call
 from fastbp.kernels.ops import OPS
+from fastbp.tape import Recorder
 
 from .checks import state_of
 from .cuda import standin
@@ -77,31 +78,41 @@ def test_products_are_of_rounded_factors(engine, rng, fused):
         np.testing.assert_allclose(found.get(), wanted, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+def trained_by_hand(X, labels, parameters, lr, fused, exact=""):
+    """Steps of six rows written out in NumPy; what is named in `exact` is not rounded."""
+
+    def half(name, x):
+        return x if name in exact else rounded(x).astype(np.float64)
+
+    w1, b1, w2, b2 = parameters
+    for start in range(0, len(X), 6):
+        x, t = half("x", X[start : start + 6]), labels[start : start + 6]
+        product = x @ half("w", w1)
+        product = product if fused else half("h", product)
+        h = half("h", np.maximum(product + half("b", b1), 0))
+        z = h @ half("w", w2) + b2
+        p = np.exp(z - z.max(axis=1, keepdims=True))
+        dz = half("d", (p / p.sum(axis=1, keepdims=True) - np.eye(3)[t]) / 6)
+        dh = np.where(h > 0, half("e", dz @ half("w", w2).T), 0)
+        w2, b2 = w2 - lr * h.T @ dz, b2 - lr * dz.sum(axis=0)
+        w1, b1 = w1 - lr * x.T @ dh, b1 - lr * dh.sum(axis=0)
+    return np.concatenate([parameter.ravel() for parameter in (w1, b1, w2, b2)])
+
+
 def test_training_rounds_what_each_step_has_written(engine, stages, fused):
-    """Against the same steps written out in NumPy."""
+    """As each step written out in NumPy does, but not if any rounding is left out there."""
     rng = np.random.default_rng(0)
-    X, labels = rng.standard_normal((60, 5)).astype(np.float32), np.arange(60) % 3
+    X, labels = rng.standard_normal((18, 5)).astype(np.float32), np.arange(18) % 3
     layers = [fastbp.Dense(5, 8), fastbp.ReLU(), fastbp.Dense(8, 3)]
-    options = {"loss": fastbp.SoftmaxCrossEntropy(), "optimizer": fastbp.SGD(0.1), "precision": "bf16", "seed": 0}
+    options = {"loss": fastbp.SoftmaxCrossEntropy(), "optimizer": fastbp.SGD(1.0), "precision": "bf16", "seed": 0}
     model = fastbp.Sequential(layers, engine=engine, **options)
-    w1, w2 = started = [layer.weights.get().astype(np.float64) for layer in layers[::2]]
-    b1, b2 = np.zeros((1, 8)), np.zeros((1, 3))
-    model.fit(X, labels, epochs=2, batch_size=6, shuffle=False, verbose=False)
-    for rows in [*range(0, 60, 6)] * 2:
-        x, t = X[rows : rows + 6], labels[rows : rows + 6]
-        product = rounded(x) @ rounded(w1) if fused else rounded(rounded(x) @ rounded(w1))
-        h = rounded(np.maximum(product + rounded(b1), 0)).astype(np.float64)
-        z = h @ rounded(w2) + b2
-        p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
-        dz = rounded((p - np.eye(3)[t]) / 6).astype(np.float64)
-        dh = np.where(h > 0, rounded(dz @ rounded(w2).T), 0).astype(np.float64)
-        w2, b2 = w2 - 0.1 * h.T @ dz, b2 - 0.1 * dz.sum(axis=0)
-        w1, b1 = w1 - 0.1 * rounded(x).T @ dh, b1 - 0.1 * dh.sum(axis=0)
-    # a number that lies halfway may be rounded either way, which is 2**-8 of it
-    for layer, weights, biases in ((layers[0], w1, b1), (layers[2], w2, b2)):
-        np.testing.assert_allclose(layer.weights.get(), weights, atol=1e-3, rtol=0)
-        np.testing.assert_allclose(layer.biases.get(), biases, atol=1e-3, rtol=0)
-    assert min(np.abs(w1 - started[0]).max(), np.abs(w2 - started[1]).max()) > 0.05
+    layers[0].biases = np.linspace(-0.3, 0.3, 8)[None]
+    started = [x.get().astype(np.float64) for layer in layers[::2] for x in (layer.weights, layer.biases)]
+    model.fit(X, labels, epochs=1, batch_size=6, shuffle=False, verbose=False)
+    found = np.concatenate([x.get().ravel() for layer in layers[::2] for x in (layer.weights, layer.biases)])
+    np.testing.assert_allclose(found, trained_by_hand(X, labels, started, 1.0, fused), atol=1e-5, rtol=0)
+    for name in "xwbhde":
+        assert np.abs(found - trained_by_hand(X, labels, started, 1.0, fused, name)).max() > 1e-4, name
     (step,) = {tuple(kernels) for kernels in stages if "sgd" in kernels}
     assert step.count("to_bfloat16") == 3  # w1, b1 and w2; all else is of bfloat16, and z, which no product multiplies
 
@@ -111,40 +122,60 @@ COPIED = ["to_bfloat16", "to_bfloat16", "dense_relu_forward", "to_bfloat16", "de
 
 
 @pytest.mark.parametrize(
-    ("calls", "kernels"),
+    ("calls", "passing", "kernels"),
     [
         # x, w and b are copied, but not y
-        (PRODUCTS, ["to_bfloat16"] * 3 + ["dense_relu_forward", "dense_forward"]),
-        # what follows can read it
+        (PRODUCTS, "yz", ["to_bfloat16"] * 3 + ["dense_relu_forward", "dense_forward"]),
+        # somebody reads y afterwards
+        (PRODUCTS, "z", COPIED),
+        # what follows can read it, and write u beside it
         (
             [*PRODUCTS, ("dense_relu_grads", "d", "w", "y", "u", "db"), ("dense_weight_grad", "x", "u", "v")],
+            "yzuv",
             ["to_bfloat16"] * 3
             + ["dense_relu_forward", "dense_forward", "to_bfloat16", "dense_input_grad", "relu_grads_bfloat16"]
             + ["dense_weight_grad"],
         ),
-        # or cannot
-        ([*PRODUCTS, ("scale", "y", "half", "u")], [*COPIED, "scale"]),
-        # reads something that overlaps it
-        ([*PRODUCTS, ("relu_forward", "part of y", "v")], [*COPIED, "relu_forward"]),
-        # or the one can read it, but not what it reads beside it
+        # not beside it, where no product multiplies u
         (
             [*PRODUCTS, ("dense_relu_grads", "d", "w", "y", "u", "db")],
+            "yzu",
             [*COPIED, "to_bfloat16", "dense_input_grad", "relu_grads"],
         ),
-        # it is of the step before
-        (PRODUCTS[::-1], ["to_bfloat16"] * 2 + ["dense_forward", "to_bfloat16", "dense_relu_forward"]),
+        # not at all
+        ([*PRODUCTS, ("scale", "y", "half", "u")], "yzu", [*COPIED, "scale"]),
+        # as a bias of what is float32
+        ([*PRODUCTS, ("dense_forward", "x", "w", "y", "u")], "yzu", [*COPIED, "dense_forward"]),
     ],
 )
-def test_what_needs_no_other_type_is_of_bfloat16(engine, calls, kernels):
+def test_what_needs_no_other_type_is_of_bfloat16(engine, calls, passing, kernels):
     arrays = {name: engine.zeros((6, 6), np.float32) for name in "xwyzuvd"}
     arrays |= {"b": engine.zeros((1, 6), np.float32), "db": engine.zeros((1, 6), np.float32)}
-    arrays |= {"half": engine.scalar(0.5), "part of y": arrays["y"][1:]}
-    room = engine.zeros((5,), np.float64)
+    arrays["half"], room = engine.scalar(0.5), engine.zeros((5,), np.float64)
     stages = [stage for op, *names in calls for stage in engine.stages(OPS[op], [arrays[n] for n in names], room)]
-    found, owned = engine.at_its_precision(stages)
+    found, owned = engine.at_its_precision(stages, [arrays[name] for name in passing])
     assert [stage.kernel for stage in found] == kernels
     halves = {x.data.ptr for stage in found for x in stage.used() if x.dtype == np.uint16}
-    assert halves <= {x.data.ptr for x in owned}
+    assert halves == {x.data.ptr for x in owned}
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_what_is_read_after_a_replay_is_written(engine, rng, stages, wanted):
+    x, w = rng.standard_normal((4, 6)).astype(np.float32), rng.standard_normal((6, 6)).astype(np.float32)
+    recorder = Recorder(engine, np.float32)
+    given = [recorder.adopt(engine.asarray(a)) for a in (x, w, np.zeros((1, 6), np.float32))]
+    hidden = recorder.dense_relu_forward(*given)
+    output = recorder.want(recorder.dense_forward(hidden, *given[1:]))
+    read = recorder.want(hidden) if wanted else None
+    tape = recorder.tape()
+    tape.bind()
+    tape.run()
+    (kernels,) = stages
+    assert kernels.count("to_bfloat16") == 3  # of x, w, and the hidden outputs or the biases added to them
+    expected = np.maximum(rounded(x) @ rounded(w), 0)
+    np.testing.assert_allclose(output.get(), rounded(expected) @ rounded(w), rtol=1e-5, atol=1e-5)
+    if wanted:
+        np.testing.assert_allclose(read.get(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_written_is_rounded_again(engine):

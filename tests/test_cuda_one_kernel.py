@@ -1,6 +1,5 @@
 """Training steps as one kernel of a block or of a cluster of blocks, on the stand-in for a GPU."""
 
-import contextlib
 import copy
 import os
 import subprocess
@@ -347,8 +346,7 @@ def test_a_fault_is_found(count, file, old, new):
     assert SOURCES[file].count(old) == 1
     expected = standin.in_process(state_with_fault, count, file, old, old)
     assert expected
-    with contextlib.suppress(RuntimeError, FloatingPointError):
-        assert standin.in_process(state_with_fault, count, file, old, new) != expected
+    assert standin.in_process(state_with_fault, count, file, old, new) != expected
 
 
 def state_with_fault(count, file, old, new):
@@ -358,7 +356,10 @@ def state_with_fault(count, file, old, new):
     layers = fastbp.Dense(4, 90), fastbp.ReLU(), fastbp.Dense(90, 70), fastbp.ReLU(), fastbp.Dense(70, 3)
     batch = 550 if file == "layers" else 7  # more rows than threads of a block, or few
     model, rows = model_of(standin.engine_on_host(), layers, fastbp.SGD(0.1), "float64"), np.arange(3 * batch) % len(X)
-    return state_of(model.fit(X[rows], LABELS[rows], batch_size=batch, epochs=1))
+    try:
+        return state_of(model.fit(X[rows], LABELS[rows], batch_size=batch, epochs=1))
+    except (RuntimeError, FloatingPointError):
+        return None
 
 
 # what runs under the sanitizers, in a process that a fault may end: a network far, and near with a changed kernel

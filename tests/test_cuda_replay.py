@@ -74,6 +74,16 @@ def test_a_saved_model_goes_on_without_a_gpu_and_back(engine, way, tmp_path):
         assert_same_parameters(fit(other), trained, rtol=1e-8)
 
 
+def test_a_callback_moves_a_model_to_a_gpu_and_back(engine, way):
+    def move(model, figures):
+        model.move_to({1: engine, 2: "numpy"}.get(len(model.history["loss"]), model.engine))
+
+    model = model_on("numpy").fit(X, Y, epochs=4, batch_size=7, callbacks=[move], verbose=False)
+    reference = model_on("numpy").fit(X, Y, epochs=4, batch_size=7, verbose=False)
+    assert_same_parameters(model, reference, rtol=1e-8)
+    np.testing.assert_allclose(model.history["loss"], reference.history["loss"], rtol=1e-8)
+
+
 def test_copies_and_pickles_are_as_the_model(engine, way):
     model = fit(model_on(engine))
     stored = pickle.dumps(model)

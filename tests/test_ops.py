@@ -102,7 +102,7 @@ def test_lists_integers_and_tensors_become_float64(engine):
 @pytest.mark.parametrize("kind", ["f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"])
 @pytest.mark.parametrize("columns", [1, 2, 3, 7, 8, 9, 16, 31, 33])
 def test_tables_of_any_type_become_the_models(engine, dtype, kind, columns):
-    """The nearest floats of the extremes of each type, and of numbers halfway between two of float32."""
+    """As NumPy converts the extremes of each type, and numbers halfway between two of float32."""
     numbers = np.array([0, 1, 5, 2**24 + 1, 2**24 + 3, 2**62 + 2**38, 2**31 - 1], object)
     if kind in ("f4", "f8"):
         numbers = np.array([0.1, -1 - 2**-24, 1 + 2**-24 + 2**-40, 3e38, 1e-45, -0.0, 7], kind)

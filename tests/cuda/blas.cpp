@@ -92,6 +92,8 @@ int algorithms = 3;                         // how many it knows with an epilogu
 
 int cublasLtCreate(void **handle) { return *handle = (void *)1, 0; }
 int cublasCreate_v2(void **handle) { return *handle = (void *)2, 0; }
+static int math_mode = 0;
+int cublasSetMathMode(void *, int mode) { return math_mode = mode, 0; }
 int cublasSetStream_v2(void *, void *) { return 0; }
 int cublasSetWorkspace_v2(void *, void *, size_t) { return 0; }
 int cublasLtMatmulDescCreate(Product **made, int compute, int type) { return *made = new Product{compute, type, {}}, 0; }
@@ -112,15 +114,19 @@ int cublasLtMatrixLayoutCreate(Layout **made, int type, uint64_t rows, uint64_t 
     return *made = new Layout{type, (int64_t)rows, (int64_t)columns, step}, 0;
 }
 int cublasLtMatrixLayoutDestroy(Layout *layout) { return delete layout, 0; }
-int cublasLtMatmulPreferenceCreate(void **made) { return *made = malloc(1), 0; }
-int cublasLtMatmulPreferenceDestroy(void *preference) { return free(preference), 0; }
-int cublasLtMatmulPreferenceSetAttribute(void *, int attribute, const void *, size_t size)
+int cublasLtMatmulPreferenceCreate(int **schemes) { return *schemes = new int(7), 0; }
+int cublasLtMatmulPreferenceDestroy(int *schemes) { return delete schemes, 0; }
+int cublasLtMatmulPreferenceSetAttribute(int *schemes, int attribute, const void *value, size_t size)
 {
+    if (attribute == 3)
+        *schemes = *(const int *)value;
     return size == (attribute == 1 ? 8 : 4) ? 0 : INVALID_VALUE;
 }
-int cublasLtMatmulAlgoGetHeuristic(void *, Product *product, Layout *, Layout *, Layout *, Layout *, void *, int wanted,
-                                   Result *results, int *count)
+int cublasLtMatmulAlgoGetHeuristic(void *, Product *product, Layout *, Layout *, Layout *, Layout *of_d, int *schemes,
+                                   int wanted, Result *results, int *count)
 {
+    if (of_d->type == R_16BF && *schemes & ~2) // parts of sums would be rounded to it
+        return INVALID_VALUE;
     bool fused = product->attributes[EPILOGUE] != 1;
     *count = any_algorithm && (fused_epilogues || !fused) ? std::min(wanted, algorithms) : 0;
     memset(results, 0, wanted * sizeof(Result));
@@ -135,8 +141,9 @@ int cublasLtMatmul(void *, Product *product, const void *alpha, const void *a, L
     std::map<int, int64_t> &given = product->attributes;
     int ta = given[TRANSA], tb = given[TRANSB];
     int64_t k = ta ? of_a->rows : of_a->columns;
-    if (c != d || !workspace || product->type != (of_d->type == R_64F ? R_64F : R_32F) || (ta ? of_a->columns : of_a->rows) != of_d->rows ||
-        (tb ? of_b->rows : of_b->columns) != of_d->columns || (tb ? of_b->columns : of_b->rows) != k)
+    if (c != d || !workspace || product->type != (of_d->type == R_64F ? R_64F : R_32F) ||
+        (ta ? of_a->columns : of_a->rows) != of_d->rows || (tb ? of_b->rows : of_b->columns) != of_d->columns ||
+        (tb ? of_b->columns : of_b->rows) != k)
         return INVALID_VALUE;
     bool relu = given[EPILOGUE] & RELU, otherwise = how->algorithm[0] % 10 == 2;
     void *bias = given[EPILOGUE] & BIAS ? (void *)given[BIAS_POINTER] : nullptr;
@@ -154,7 +161,7 @@ int cublasGemmEx(void *, int ta, int tb, int m, int n, int k, const void *alpha,
                  const void *b, int, int ldb, const void *beta, void *c, int type_of_c, int ldc, int, int)
 {
     auto run = multiply_of(type, type_of_c);
-    if (!run)
+    if (!run || math_mode != 16)
         return INVALID_VALUE;
     run(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, nullptr, false, false);
     return 0;

@@ -101,6 +101,13 @@ def test_few_numbers_tell_nothing(engine, blas):
     assert taken(engine, blas, rows=8, outputs=8) == 1
 
 
+def test_results_in_bfloat16_tell_little(engine, blas):
+    blas.seconds.update({0: 9 * US, 1: 9 * US})
+    x, w, b, z = (engine.zeros(shape, np.uint16) for shape in ((64, 64), (64, 64), (1, 64), (64, 64)))
+    way = engine.way("dense_relu_forward", {"x": x, "w": w, "b": b, "y": z})
+    assert way.fused and way.rank == 0 and not blas.ran
+
+
 def test_a_users_arrays_are_left_alone(engine, blas):
     call = call_of(engine, "dense_weight_grad")
     before = [x.tobytes() for x in call.arguments]
