@@ -70,8 +70,8 @@ class Sequential(Network):
         train side by side in threads on NumPy's engine.
     precision : {"fp32", "tf32", "bf16"}, default "fp32"
         What float32 numbers are rounded to where matrices are multiplied, on an engine that can ("cupy"): sums,
-        weights and gradients of weights stay float32. In "bf16" so are the outputs of ReLU between two such products,
-        their gradients, and the biases that are added there.
+        weights and gradients of weights stay float32. What only passes between products of "bf16" is rounded when it
+        is written, and so are the biases that are added there.
 
     Attributes
     ----------

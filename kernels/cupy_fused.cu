@@ -16,10 +16,12 @@ template <class Array, class Slope> __device__ void bend(Array y, Array dx, Matr
     }
 }
 
-__device__ static Real relu_slope(Real dy, Real y) { return y <= 0 ? 0 : dy; }
+struct ReluSlope {
+    __device__ Real operator()(Real dy, Real y) const { return y <= 0 ? 0 : dy; }
+};
 
-COLUMNS relu_grads(Matrix y, Matrix dx, Matrix db) { bend(y, dx, db, relu_slope); }
-COLUMNS relu_grads_bfloat16(Halves y, Halves dx, Matrix db) { bend(y, dx, db, relu_slope); }
+COLUMNS relu_grads(Matrix y, Matrix dx, Matrix db) { bend(y, dx, db, ReluSlope()); }
+COLUMNS relu_grads_bfloat16(Halves y, Halves dx, Matrix db) { bend(y, dx, db, ReluSlope()); }
 
 COLUMNS leaky_relu_grads(Matrix y, Doubles negative_slope, Matrix dx, Matrix db)
 {
