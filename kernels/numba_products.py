@@ -334,12 +334,10 @@ def copy_row(typingctx: Any, source: Any, i: Any, to: Any, j: Any) -> Any:
         v = Vectors(context, builder, to.dtype)
         (_, source_at), ((_, n), to_at) = v.matrix(source, args[0]), v.matrix(to, args[2])
         if source.layout == "C" and source.dtype != types.boolean:
-            bytes_of_one = context.get_abi_sizeof(context.get_data_type(source.dtype))
 
             def copy(k: Any, width: Any) -> Any:
-                kind = ir.VectorType(context.get_data_type(source.dtype), width)
-                x = builder.load(v.pointer(source_at(args[1], k), kind), align=bytes_of_one)
-                v.store_part(as_floats(builder, x, source.dtype, to.dtype), to_at(args[3], k))
+                x = v.load(source_at(args[1], k), kind=ir.VectorType(context.get_data_type(source.dtype), width))
+                v.store_part(as_floats(v, x, source.dtype), to_at(args[3], k))
 
             with v.each(v.index(0), v.up_to(v.index(0), n, v.lanes), v.lanes) as (k, _):
                 copy(k, v.lanes)
@@ -358,14 +356,14 @@ def copy_row(typingctx: Any, source: Any, i: Any, to: Any, j: Any) -> Any:
     return types.none(source, i, to, j), codegen
 
 
-def as_floats(builder: Any, x: Any, kind: Any, to: Any) -> Any:
-    """A vector of one type as one of a float type."""
-    result = ir.VectorType(ir.FloatType() if to == types.float32 else ir.DoubleType(), x.type.count)
+def as_floats(v: Vectors, x: Any, kind: Any) -> Any:
+    """A vector of numbers of some kind as one of floats."""
+    result = ir.VectorType(v.element, x.type.count)
     if isinstance(kind, types.Integer):
-        return (builder.sitofp if kind.signed else builder.uitofp)(x, result)
-    if kind.bitwidth == to.bitwidth:
+        return (v.builder.sitofp if kind.signed else v.builder.uitofp)(x, result)
+    if x.type == result:
         return x
-    return (builder.fptrunc if kind.bitwidth > to.bitwidth else builder.fpext)(x, result)
+    return (v.builder.fptrunc if kind.bitwidth > 8 * v.size else v.builder.fpext)(x, result)
 
 
 @intrinsic
