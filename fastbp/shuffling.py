@@ -13,7 +13,7 @@ __all__ = ["shuffler"]
 
 MANY_ROWS = 1 << 12  # from which the op is used: for fewer, NumPy's own shuffle is faster than to call one
 MOST_ROWS = 1 << 31  # the sum of two rows has 32 bits
-KEYS = 20  # of which each halves what a place tells of its row: one in a million is left
+(KEYS,) = OPS["shuffle"].shape(OPS["shuffle"].inputs[0], {})  # each halves what a place tells of its row
 
 
 def shuffler(engine: Engine, rng: np.random.Generator, order: Array) -> Callable[[], None]:

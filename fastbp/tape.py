@@ -68,7 +68,6 @@ class Recorder(OpCaller):
         self.dtype = np.dtype(dtype)
         self._calls: list[tuple[Op, list[Handle]]] = []
         self._handles: dict[int, Handle] = {}  # every handle given out, by its id
-        self._made: dict[int, Array] = {}  # the memory that was made for outputs, by their handles' ids
         self._adopted: dict[int, Handle] = {}  # those of arrays from outside, by the array's id
         self._wanted: set[int] = set()
         #: Arrays by name that the tape's user fills or reads between replays.
@@ -142,9 +141,14 @@ class Recorder(OpCaller):
                 read |= {id(argument) for argument in arguments}
                 kept.append(Call(op, tuple(argument.memory for argument in arguments)))
         calls = fuse(kept[::-1], self.engine, list(self.memory.values()))
-        used = {id(array) for call in calls for array in call.arguments}
-        passing = [array for key, array in self._made.items() if key not in self._wanted and id(array) in used]
-        for pieces in (kept, self._calls, self._handles, self._adopted, self._made):
+        made = {
+            id(output.memory)
+            for op, arguments in self._calls
+            for output in arguments[len(op.inputs) :]
+            if id(output) not in self._wanted
+        }
+        passing = [array for call in calls for array in call.arguments if id(array) in made]
+        for pieces in (kept, self._calls, self._handles, self._adopted):
             pieces.clear()  # with the memory that the fused calls no longer need
         return Tape(self.engine, calls, self.memory, passing)
 
@@ -152,9 +156,7 @@ class Recorder(OpCaller):
         memory = self.engine.buffer(shape, dtype)
         if dtype.kind == "f":
             memory[...] = np.nan  # what is read before it is written shows
-        handle = self._keep(Handle(shape, dtype, memory))
-        self._made[id(handle)] = memory
-        return handle
+        return self._keep(Handle(shape, dtype, memory))
 
     def _keep(self, handle: Handle) -> Handle:
         self._handles[id(handle)] = handle

@@ -216,9 +216,9 @@ class Blas:
         (a, b, c), workspace, transpose_a, transpose_b, compute = problem
         handle, (one, zero) = self.handle("cublasCreate_v2"), np.split(problem.one_and_zero(), 2)
         inner = a.rows if transpose_a else a.columns
+        self.call("cublasSetMathMode", handle, DISALLOW_REDUCED_PRECISION_REDUCTION)
 
         def launch(stream: int) -> None:
-            self.call("cublasSetMathMode", handle, DISALLOW_REDUCED_PRECISION_REDUCTION)
             self.call("cublasSetStream_v2", handle, stream)
             self.call("cublasSetWorkspace_v2", handle, workspace, WORKSPACE_BYTES)  # which setting a stream undoes
             self.call(

@@ -24,7 +24,7 @@ FACTORS = {
 }
 
 
-class Place(NamedTuple):
+class Span(NamedTuple):
     """Where a matrix lies."""
 
     start: int
@@ -41,45 +41,45 @@ def in_bfloat16(
     What `passing` matrices hold between kernels that can write and read bfloat16 is of that type, in other memory. Of
     other factors there are copies, each made when its matrix is new. A bias is added as what it is added to.
     """
-    halves = {place: engine.buffer(place.shape, np.uint16) for place in enough(engine, stages, passing)}
-    copies: dict[Place, Array] = {}
-    fresh: set[Place] = set()
+    uses = [
+        (stage.kernel, {name: span_of(engine, stage.arrays[name]) for _, name in KERNELS[stage.kernel].parameters})
+        for stage in stages
+    ]
+    found = enough(uses, {span_of(engine, x) for x in passing})
+    halves = {span: engine.buffer(span.shape, np.uint16) for span in found}
+    copies: dict[Span, Array] = {}
+    fresh: set[Span] = set()
     result = []
-    for kernel, given, written in stages:
-        places = {name: place_of(engine, given[name]) for _, name in KERNELS[kernel].parameters}
-        arrays = {name: halves.get(place, given[name]) for name, place in places.items()}
-        half = {name for name in places if places[name] in halves}
+    for (kernel, given, written), (_, spans) in zip(stages, uses, strict=True):
+        arrays = {name: halves.get(span, given[name]) for name, span in spans.items()}
+        half = {name for name in spans if spans[name] in halves}
         factors = list(FACTORS.get(kernel, ()))
-        if factors and half & written and "b" in places:
+        if factors and half & written and "b" in spans:
             factors.append("b")  # which has to be of the result's type
         for name in factors:
             if name not in half:
-                place = places[name]
-                if place not in fresh:
-                    copies.setdefault(place, engine.buffer(place.shape, np.uint16))
-                    result.append(Stage("to_bfloat16", {"x": given[name], "h": copies[place]}, frozenset({"h"})))
-                    fresh.add(place)
-                arrays[name] = copies[place]
+                span = spans[name]
+                if span not in fresh:
+                    if span not in copies:
+                        copies[span] = engine.buffer(span.shape, np.uint16)
+                    result.append(Stage("to_bfloat16", {"x": given[name], "h": copies[span]}, frozenset({"h"})))
+                    fresh.add(span)
+                arrays[name] = copies[span]
         result.append(Stage(kernel if factors or not half else f"{kernel}_bfloat16", arrays, written))
-        fresh -= {place for name in written & places.keys() for place in fresh if overlap(place, places[name])}
+        fresh -= {span for name in written & spans.keys() for span in fresh if overlap(span, spans[name])}
     return result, [*halves.values(), *copies.values()]
 
 
-def enough(engine: CupyEngine, stages: Sequence[Stage], passing: Sequence[Array]) -> set[Place]:
+def enough(uses: Sequence[tuple[str, dict[str, Span]]], passing: set[Span]) -> set[Span]:
     """The factors of products that need be of no other type, because they are passing and all that use them can."""
-    uses = [
-        (stage.kernel, {name: place_of(engine, stage.arrays[name]) for _, name in KERNELS[stage.kernel].parameters})
-        for stage in stages
-    ]
-    factors = {places[name] for kernel, places in uses for name in FACTORS.get(kernel, ())}
-    found = factors.intersection(place_of(engine, x) for x in passing)
+    found = passing & {spans[name] for kernel, spans in uses for name in FACTORS.get(kernel, ())}
     while True:
         left = set(found)
-        for kernel, places in uses:
-            here = {name for name in places if places[name] in found}
+        for kernel, spans in uses:
+            here = {name for name in spans if spans[name] in found}
             fits = "b" not in here if kernel in FACTORS else here in (set(), halves_of(f"{kernel}_bfloat16"))
             if not fits:
-                left -= {places[name] for name in here}
+                left -= {spans[name] for name in here}
         if left == found:
             return found
         found = left
@@ -90,10 +90,10 @@ def halves_of(kernel: str) -> set[str]:
     return {name for kind, name in KERNELS[kernel].parameters if kind == "Halves"} if kernel in KERNELS else set()
 
 
-def place_of(engine: CupyEngine, x: Array) -> Place:
+def span_of(engine: CupyEngine, x: Array) -> Span:
     start, stop = engine.span(x)
-    return Place(start, stop, x.shape, x.strides)
+    return Span(start, stop, x.shape, x.strides)
 
 
-def overlap(one: Place, other: Place) -> bool:
+def overlap(one: Span, other: Span) -> bool:
     return one.start < other.stop and other.start < one.stop
