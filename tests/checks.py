@@ -5,6 +5,19 @@ import numpy as np
 import fastbp
 
 
+def on_host(x):
+    """NumPy's array of one that an engine may keep elsewhere."""
+    return x.get() if hasattr(x, "__cuda_array_interface__") else x
+
+
+def assert_allclose(actual, expected, **options):
+    np.testing.assert_allclose(on_host(actual), on_host(expected), **options)
+
+
+def assert_array_equal(actual, expected, **options):
+    np.testing.assert_array_equal(on_host(actual), on_host(expected), **options)
+
+
 def slopes(function, x, step=1e-6):
     """The gradient of a number by `x`, by central differences; `function` sees `x` change in place."""
     gradient = np.empty(x.shape)
@@ -20,10 +33,11 @@ def slopes(function, x, step=1e-6):
 
 def assert_close(actual, expected, rtol):
     """Compare relative to the largest element; what is not finite must stand in the same places."""
+    actual, expected = on_host(actual), on_host(expected)
     finite = np.isfinite(expected)
-    np.testing.assert_array_equal(np.isfinite(actual), finite)
+    assert_array_equal(np.isfinite(actual), finite)
     largest = np.abs(expected[finite]).max(initial=0.01)
-    np.testing.assert_allclose(actual[finite], expected[finite], rtol=rtol, atol=rtol * largest)
+    assert_allclose(actual[finite], expected[finite], rtol=rtol, atol=rtol * largest)
 
 
 def small_model(engine="numpy", *, dropout=0.0, optimizer=None, dtype=np.float64, seed=0, **options):
@@ -45,7 +59,7 @@ def state_of(model):
         f"{place}.{name}": layer.__dict__[name] for place, layer in enumerate(model.layers) for name in layer.arrays()
     }
     arrays |= {name: getattr(model.optimizer, name) for name in model.optimizer.state}
-    return {name: array.tobytes() for name, array in arrays.items()} | {
+    return {name: on_host(array).tobytes() for name, array in arrays.items()} | {
         "history": {name: list(values) for name, values in model.history.items()},
         "random": model.random_state(),
     }
@@ -63,7 +77,7 @@ def assert_same_parameters(a, b, rtol=1e-9):
     a, b = (x if isinstance(x, dict) else parameters_of(x) for x in (a, b))
     assert a.keys() == b.keys()
     for name in a:
-        np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=rtol, err_msg=name)
+        assert_allclose(a[name], b[name], rtol=rtol, atol=rtol, err_msg=name)
 
 
 class Bottleneck(fastbp.Layer):

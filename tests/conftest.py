@@ -26,6 +26,12 @@ def engine(request):
     return fastbp.engine(request.param)
 
 
+@pytest.fixture(params=[info.name for info in fastbp.engines() if info.available and info.device == "cpu"])
+def cpu_engine(request):
+    """For what is about NumPy's own memory, or about processes that share it."""
+    return fastbp.engine(request.param)
+
+
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
     return np.dtype(request.param)
