@@ -151,7 +151,7 @@ def from_torch(module: Any, **options: Any) -> Sequential:
                 shape = layer.shapes().get(mine, array.shape)
                 array = array.T if array.ndim == 2 else array.reshape(shape)
                 if mine in layer.state:
-                    getattr(layer, mine)[...] = array
+                    getattr(layer, mine)[...] = layer.engine.asarray(array)
                 else:
                     setattr(layer, mine, array.copy())
         layers.append(layer)

@@ -433,5 +433,5 @@ def from_sklearn(fitted: Any) -> MLPClassifier | MLPRegressor:
     for name, arrays in moments.items():
         for layer, weights, biases in zip(dense, arrays[: len(dense)], arrays[len(dense) :], strict=True):
             parts = model.memory.parts_of(layer, getattr(optimizer, name))
-            parts["weights"][...], parts["biases"][...] = weights, biases
+            parts["weights"][...], parts["biases"][...] = map(model.engine.asarray, (weights, biases))
     return made

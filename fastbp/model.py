@@ -386,10 +386,10 @@ class Sequential(Network):
             for layer in reversed(layers):
                 dvalues = layer.backward(dvalues)
         found = [
-            {f"{path}{name}": like(X, getattr(x, f"d{name}")) for path, x in layer.walk() for name in x.shapes()}
+            {f"{path}{name}": self._like(X, getattr(x, f"d{name}")) for path, x in layer.walk() for name in x.shapes()}
             for layer in layers
         ]
-        return Gradients(loss.value(total), found, like(X, dvalues))
+        return Gradients(loss.value(total), found, self._like(X, dvalues))
 
     def forward(self, X: Any) -> Any:
         """The last layer's output in a training pass; each layer keeps its own `output` to look at.
@@ -400,7 +400,7 @@ class Sequential(Network):
         with limited_threads(self.threads, self.engine):
             for layer in self.layers:
                 outputs = layer.forward(outputs)
-        return like(X, outputs)
+        return self._like(X, outputs)
 
     def backward(self, dvalues: Any) -> Any:
         """Take a gradient by the output of the last `forward` back to X; each layer keeps its gradients to look at.
@@ -422,7 +422,7 @@ class Sequential(Network):
         with limited_threads(self.threads, self.engine):
             for layer in reversed(self.layers):
                 gradient = layer.backward(gradient)
-        return like(dvalues, gradient)
+        return self._like(dvalues, gradient)
 
     def step(self, epoch: float | None = None) -> None:
         """Let the optimizer take a step with the gradients of the last `backward`.
@@ -438,7 +438,7 @@ class Sequential(Network):
             for name, where in self.memory.gradients_of(layer).items():
                 where[...] = getattr(layer, f"d{name}")
         if optimizer.schedule is not None:
-            optimizer.rate[...] = optimizer.rates(np.array([start]))
+            optimizer.rate[...] = self.engine.asarray(optimizer.rates(np.array([start])))
         with self.turns:
             optimizer.update(self.memory.trained, self.memory.gradients, self.memory.decayed)
 
@@ -521,6 +521,10 @@ class Sequential(Network):
                     tape.run()
                     outputs.append(self.engine.asnumpy(tape.memory["outputs"]).copy())
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+
+    def _like(self, x: Any, result: Array) -> Any:
+        """The engine's `result` in the kind that a user's `x` is of."""
+        return result if self.engine.owns(x) else like(x, self.engine.asnumpy(result))
 
     def _scores(self, data: Data, metrics: Mapping[str, Callable[..., float]], *, weighted: bool) -> dict[str, float]:
         loss = _needed("loss", self.loss).twin(engine=self.engine)

@@ -112,5 +112,11 @@ class Part:
         engine = kept.get("engine")
         return {name: engine.asnumpy(x) if engine and engine.owns(x) else x for name, x in kept.items()}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        for name in self.arrays():
+            if name in state:
+                self.__dict__[name] = self.engine.asarray(state[name])
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.config().items())})"

@@ -214,7 +214,9 @@ ROWS soft_cross_entropy(Matrix p, Matrix t, Vector weights, Doubles class_weight
         }
         ALONG_ROW(j, lanes, p.columns) {
             Real q = share_of(Soft{t}, i, j, class_weight, smoothing), x = fabs(p(i, j));
-            dp(i, j) = w == 0 || q == 0 ? 0 : -q / (x < tiny() ? tiny() : x) * (w * scale);
+            Real slope = w == 0 || q == 0 ? 0 : w * scale * q / (x < tiny() ? tiny() : x);
+            // weights may take it beyond what the float type holds
+            dp(i, j) = x < Real(1e-7) && slope > 1 / tiny() ? -1 / tiny() : -slope;
         }
     }
     add_up(costs, weight, total, room);

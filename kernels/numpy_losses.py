@@ -99,10 +99,12 @@ def soft_cross_entropy(
         np.clip(p[rows], 1e-7, 1 - 1e-7, out=d)
         np.log(d, out=d)
         cost[rows] = -weighted_sum(q, d, scratch)
+        counting = np.where(q.any(axis=1), weights[rows], 0)
+        finish(cost[rows], q, counting, scale, total)
         np.maximum(np.abs(p[rows], out=d), np.finfo(p.dtype).tiny, out=d)
         np.divide(q, d, out=d)
         np.negative(d, out=d)
-        finish(cost[rows], d, np.where(q.any(axis=1), weights[rows], 0), scale, total)
+        d[counting == 0] = 0
         # weights may take the slope at a probability of 0 beyond what the float type holds
         sizes, small = scratch[q.size : 2 * q.size].reshape(q.shape), scratch[2 * q.size :].view(bool)[: q.size]
         small = np.less(np.abs(p[rows], out=sizes), 1e-7, out=small.reshape(q.shape))

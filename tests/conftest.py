@@ -8,7 +8,8 @@ import pytest
 
 import fastbp
 
-if os.environ.get("FASTBP_CUDA_ON_HOST"):  # run all tests on the GPU engine, too, where there is no GPU
+CUDA_ON_HOST = bool(os.environ.get("FASTBP_CUDA_ON_HOST"))
+if CUDA_ON_HOST:  # run all tests on the GPU engine, too, where there is no GPU
     from .cuda import standin
 
     standin.install()
@@ -30,6 +31,14 @@ def engine(request):
 def cpu_engine(request):
     """For what is about NumPy's own memory, or about processes that share it."""
     return fastbp.engine(request.param)
+
+
+@pytest.fixture
+def installed_engine(engine):
+    """For processes of their own, in which nothing stands in for CuPy."""
+    if CUDA_ON_HOST and engine.name == "cupy":
+        pytest.skip("CuPy is not installed")
+    return engine
 
 
 @pytest.fixture(params=["float32", "float64"])

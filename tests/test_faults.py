@@ -73,10 +73,10 @@ print(interrupted)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no timer that interrupts")
-def test_ctrl_c_at_any_moment_leaves_a_model_that_goes_on(engine):
+def test_ctrl_c_at_any_moment_leaves_a_model_that_goes_on(installed_engine):
     pytest.importorskip("tqdm")
     pytest.importorskip("threadpoolctl")
-    assert int(run(INTERRUPTED, engine.name, 60).stdout) == 60
+    assert int(run(INTERRUPTED, installed_engine.name, 60).stdout) == 60
 
 
 FULL = """

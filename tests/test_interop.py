@@ -6,7 +6,7 @@ import pytest
 import fastbp
 from fastbp.boundary import as_features
 
-from .checks import small_data, small_model, state_of
+from .checks import assert_allclose, assert_array_equal, small_data, small_model, state_of
 
 X, Y = small_data(20, np.float32)
 
@@ -42,7 +42,7 @@ def test_a_tensor_that_is_negated_when_it_is_read(torch):
     lazily = z.conj().imag
     assert lazily.is_neg()
     model = small_model()
-    np.testing.assert_array_equal(model.predict_proba(lazily), model.predict_proba(X))
+    assert_array_equal(model.predict_proba(lazily), model.predict_proba(X))
 
 
 @pytest.mark.parametrize("kind", ["csr_array", "csc_array", "bsr_array", "csr_matrix"])
@@ -70,10 +70,10 @@ def test_results_come_back_in_the_kind_given(engine, name):
     for method in ("predict", "predict_proba", "forward"):
         result, expected = getattr(model, method)(given), getattr(model, method)(X)
         assert isinstance(result, kind)
-        np.testing.assert_array_equal(np.asarray(result), expected)
+        assert_array_equal(np.asarray(result), expected)
     found, expected = model.gradients(given, Y), model.gradients(X, Y)
     assert isinstance(found.inputs, kind) and isinstance(found.layers[0]["weights"], kind)
-    np.testing.assert_array_equal(np.asarray(found.inputs), expected.inputs)
+    assert_array_equal(np.asarray(found.inputs), expected.inputs)
     slope = model.backward(model.forward(given))
     assert isinstance(slope, kind) and slope.shape == X.shape
 
@@ -109,13 +109,13 @@ def test_tensors_are_read_where_they_lie(torch):
         assert np.shares_memory(as_features(tensor, None), tensor.numpy())
 
 
-def test_results_lie_where_fastbp_wrote_them(engine, torch):
-    model = small_model(engine, dtype=np.float32)
+def test_results_lie_where_fastbp_wrote_them(cpu_engine, torch):
+    model = small_model(cpu_engine, dtype=np.float32)
     result = model.forward(torch.tensor(X))
     assert np.shares_memory(result.numpy(), model.layers[-1].output)
     weights = torch.from_dlpack(model.layers[0].weights)
     weights += 1
-    np.testing.assert_array_equal(weights.numpy(), model.layers[0].weights)
+    assert_array_equal(weights.numpy(), model.layers[0].weights)
 
 
 def test_tensors_that_cannot_be_read_say_why(engine, torch):
@@ -151,8 +151,8 @@ def test_sparse_rows_train_to_the_bits_of_dense_ones(engine, dtype, sparse, form
     for method in ("predict", "predict_proba", "forward"):
         result = getattr(theirs, method)(table)
         assert type(result) is np.ndarray
-        np.testing.assert_array_equal(result, getattr(ours, method)(rows))
-    np.testing.assert_array_equal(theirs.gradients(table, Y).inputs, ours.gradients(rows, Y).inputs)
+        assert_array_equal(result, getattr(ours, method)(rows))
+    assert_array_equal(theirs.gradients(table, Y).inputs, ours.gradients(rows, Y).inputs)
     assert (table != getattr(sparse, form)(rows)).nnz == 0
 
 
@@ -196,11 +196,11 @@ def test_bad_sparse_rows(engine, sparse):
 
 
 @pytest.mark.parametrize("which", ["plain", "norms"])
-def test_weights_shared_with_torch(engine, torch, which):
+def test_weights_shared_with_torch(cpu_engine, torch, which):
     norms = [fastbp.LayerNorm(8), fastbp.BatchNorm(8)] if which == "norms" else []
     model = fastbp.Sequential(
         [fastbp.Dense(4, 8), *norms, fastbp.ReLU(), fastbp.Dense(8, 3)],
-        loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.SGD(0.1), engine=engine, dtype=np.float64, seed=0,
+        loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.SGD(0.1), engine=cpu_engine, dtype=np.float64, seed=0,
     )  # fmt: skip
     module = fastbp.to_torch(model, share=True)
     x, y = torch.tensor(X.astype(np.float64)), torch.tensor(Y)
@@ -208,7 +208,7 @@ def test_weights_shared_with_torch(engine, torch, which):
     model.fit(X, Y, epochs=1)
     module.eval()
     with torch.no_grad():
-        np.testing.assert_allclose(module(x).softmax(1).numpy(), model.predict_proba(X), rtol=1e-9)
+        assert_allclose(module(x).softmax(1).numpy(), model.predict_proba(X), rtol=1e-9)
     module.train()
     before = model.layers[0].weights.copy()
     torch.nn.functional.cross_entropy(module(x), y).backward()
@@ -216,7 +216,7 @@ def test_weights_shared_with_torch(engine, torch, which):
     assert (model.layers[0].weights != before).any()
     module.eval()
     with torch.no_grad():
-        np.testing.assert_allclose(module(x).softmax(1).numpy(), model.predict_proba(X), rtol=1e-9)
+        assert_allclose(module(x).softmax(1).numpy(), model.predict_proba(X), rtol=1e-9)
     for part in module.parameters():
         assert np.shares_memory(part.detach().numpy(), model.memory.parameters)
 

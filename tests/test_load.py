@@ -89,14 +89,14 @@ def test_one_model_predicts_in_many_threads(engine, size):
             np.testing.assert_array_equal(each, right)
 
 
-def test_one_seed_gives_one_run_whatever_the_process(engine):
+def test_one_seed_gives_one_run_whatever_the_process(installed_engine):
     code = f"""
 import hashlib, fastbp, numpy as np
 X, y = fastbp.spiral_data(100, 3, noise=0.1, seed=0)
 layers = [fastbp.Dense(2, 64), fastbp.ReLU(), fastbp.Dropout(0.1), fastbp.Dense(64, 64), fastbp.GELU()]
 model = fastbp.Sequential(
     [*layers, fastbp.Dense(64, 3)],
-    loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.Adam(0.01), engine={engine.name!r}, seed=0,
+    loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.Adam(0.01), engine={installed_engine.name!r}, seed=0,
 )
 model.fit(X, y, epochs=3)
 print(hashlib.sha256(model.memory.parameters.tobytes()).hexdigest())
@@ -125,9 +125,9 @@ def digest(model):
     return hashlib.sha256(model.memory.parameters.tobytes()).hexdigest()
 
 
-def test_loky_workers(engine):
+def test_loky_workers(installed_engine):
     joblib = pytest.importorskip("joblib")
-    models = [model_of(engine, seed) for seed in range(4)]
+    models = [model_of(installed_engine, seed) for seed in range(4)]
     fit = joblib.delayed(fastbp.Sequential.fit)
     with joblib.parallel_config("loky"):
         trained = joblib.Parallel(n_jobs=2)(fit(model, X, Y) for model in models)
@@ -137,8 +137,10 @@ def test_loky_workers(engine):
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # from JAX, where another test has imported it
-def test_workers_of_multiprocessing(engine, method):
-    models = [model_of(engine, seed) for seed in range(4)]
+def test_workers_of_multiprocessing(installed_engine, method):
+    if method == "fork" and installed_engine.device == "cuda":
+        pytest.skip("CUDA cannot be used in a process forked from one that has used it")
+    models = [model_of(installed_engine, seed) for seed in range(4)]
     models[0].fit(X, Y)  # so that whatever is loaded late has been used here
     with multiprocessing.get_context(method).Pool(2) as pool:
         trained = pool.starmap(fastbp.Sequential.fit, [(model, X, Y) for model in models])
@@ -174,8 +176,8 @@ print("as before")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.parametrize("when", ["imported", "used"])
-def test_fork(engine, when):
+def test_fork(cpu_engine, when):
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKED, when, engine.name], capture_output=True, text=True
+        [sys.executable, "-W", "ignore", "-c", FORKED, when, cpu_engine.name], capture_output=True, text=True
     )
     assert done.returncode == 0 and done.stdout == "as before\n", done.stderr

@@ -8,7 +8,16 @@ import pytest
 
 import fastbp
 
-from .checks import assert_same_parameters, parameters_of, slopes, small_data, state_of
+from .checks import (
+    assert_allclose,
+    assert_array_equal,
+    assert_same_parameters,
+    on_host,
+    parameters_of,
+    slopes,
+    small_data,
+    state_of,
+)
 from .conftest import ENGINES
 from .test_training import step_by_step
 
@@ -40,7 +49,9 @@ def model_with(kind, engine="numpy", optimizer=None, **options):
 
 
 def running_of(model):
-    return [(x.running_mean.copy(), x.running_var.copy()) for x in model.walk() if isinstance(x, fastbp.BatchNorm)]
+    """Copies on the host."""
+    norms = [x for x in model.walk() if isinstance(x, fastbp.BatchNorm)]
+    return [tuple(on_host(a).copy() for a in (x.running_mean, x.running_var)) for x in norms]
 
 
 @each_norm
@@ -51,8 +62,8 @@ def test_by_torch(engine, kind, training, rows, rng):
     layer = filled(kind(5, eps=1e-3, engine=engine), rng)
     theirs = getattr(torch.nn, {"BatchNorm": "BatchNorm1d"}.get(kind.__name__, kind.__name__))(5, 1e-3).double()
     with torch.no_grad():
-        theirs.weight.copy_(torch.tensor(layer.weights[0]))
-        theirs.bias.copy_(torch.tensor(layer.biases[0]))
+        theirs.weight.copy_(torch.tensor(on_host(layer.weights)[0]))
+        theirs.bias.copy_(torch.tensor(on_host(layer.biases)[0]))
     for step in range(4):
         if step == 3:
             layer.training = training  # by running statistics that have moved
@@ -73,8 +84,7 @@ def test_by_torch(engine, kind, training, rows, rng):
         if kind is fastbp.BatchNorm:
             pairs |= {name: getattr(theirs, name) for name in layer.state}
         for name, expected in pairs.items():
-            actual = engine.asnumpy(getattr(layer, name))
-            np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-9, atol=1e-9, err_msg=name)
+            assert_allclose(getattr(layer, name), expected.numpy(), rtol=1e-9, atol=1e-9, err_msg=name)
 
 
 @each_norm
@@ -84,17 +94,17 @@ def test_backward_is_the_slope_of_forward(engine, kind, training, rows, rng):
     layer = filled(kind(4, eps=0.1, engine=engine), rng)
     layer.training = training
     if kind is fastbp.BatchNorm:
-        layer.running_mean[...], layer.running_var[...] = [1, -1, 0, 2], [4, 0.1, 1, 2]
+        layer.running_mean[...], layer.running_var[...] = map(engine.asarray, ([1, -1, 0, 2], [4, 0.1, 1, 2]))
     x, weighting = rng.standard_normal((rows, 4)), rng.standard_normal((rows, 4))
 
     def weighted_sum():
-        return (layer.forward(x) * weighting).sum()
+        return (on_host(layer.forward(x)) * weighting).sum()
 
     weighted_sum()
     layer.backward(weighting)
-    np.testing.assert_allclose(layer.dinputs, slopes(weighted_sum, x), atol=1e-8)
+    assert_allclose(layer.dinputs, slopes(weighted_sum, x), atol=1e-8)
     for name in layer.parameters():
-        np.testing.assert_allclose(getattr(layer, f"d{name}"), slopes(weighted_sum, getattr(layer, name)), atol=1e-8)
+        assert_allclose(getattr(layer, f"d{name}"), slopes(weighted_sum, getattr(layer, name)), atol=1e-8)
 
 
 @each_norm
@@ -105,22 +115,22 @@ def test_a_large_mean_loses_nothing(engine, kind, rows, dtype, rng):
     axis = 1 if kind is fastbp.LayerNorm else 0
     exact = x.astype(np.longdouble)
     expected = (exact - exact.mean(axis, keepdims=True)) / np.sqrt(exact.var(axis, keepdims=True) + 1e-5)
-    np.testing.assert_allclose(kind(300, engine=engine).forward(x), expected.astype(np.float64), rtol=1e-6, atol=1e-6)
+    assert_allclose(kind(300, engine=engine).forward(x), expected.astype(np.float64), rtol=1e-6, atol=1e-6)
 
 
 def test_layer_norm_by_hand(engine):
     layer = fastbp.LayerNorm(4, eps=1e-12, engine=engine)
     layer.weights, layer.biases = [[1, 2, 3, 4]], [[0, 0, 10, 10]]
-    assert layer.forward([[2.0, 4.0, 4.0, 2.0]]).round(6).tolist() == [[-1, 2, 13, 6]]
+    assert on_host(layer.forward([[2.0, 4.0, 4.0, 2.0]])).round(6).tolist() == [[-1, 2, 13, 6]]
 
 
 def test_batch_norm_by_hand(engine):
     layer = fastbp.BatchNorm(1, eps=1e-12, momentum=0.5, engine=engine)
-    assert layer.forward([[2.0], [6.0]]).round(6).tolist() == [[-1], [1]]
+    assert on_host(layer.forward([[2.0], [6.0]])).round(6).tolist() == [[-1], [1]]
     assert layer.running_mean.tolist() == [2] and layer.running_var.tolist() == [4.5]  # (1 + 8) / 2
     layer.training = False
     layer.running_var[...] = 4
-    assert layer.forward([[2.0], [6.0]]).round(6).tolist() == [[0], [2]]
+    assert on_host(layer.forward([[2.0], [6.0]])).round(6).tolist() == [[0], [2]]
     assert layer.running_mean.tolist() == [2] and layer.running_var.tolist() == [4]
 
 
@@ -128,16 +138,16 @@ def test_batch_norm_by_hand(engine):
 def test_running_statistics_at_the_ends_of_momentum(engine, momentum, rng):
     layer, x = fastbp.BatchNorm(3, momentum=momentum, engine=engine), rng.standard_normal((5, 3))
     layer.forward(x)
-    np.testing.assert_allclose(layer.running_mean, momentum * x.mean(axis=0))
-    np.testing.assert_allclose(layer.running_var, x.var(axis=0, ddof=1) if momentum else np.ones(3))
+    assert_allclose(layer.running_mean, momentum * x.mean(axis=0))
+    assert_allclose(layer.running_var, x.var(axis=0, ddof=1) if momentum else np.ones(3))
 
 
 def test_a_batch_of_one_row_gives_biases_and_moves_nothing(engine, dtype, rng):
     layer = filled(fastbp.BatchNorm(3, engine=engine), rng)
     x = 1e6 * rng.standard_normal((1, 3)).astype(dtype)
-    np.testing.assert_allclose(layer.forward(x), layer.biases, rtol=1e-6)
+    assert_allclose(layer.forward(x), layer.biases, rtol=1e-6)
     assert not layer.backward(x).any() and not layer.dweights.any()
-    np.testing.assert_array_equal(layer.dbiases, x)
+    assert_array_equal(layer.dbiases, x)
     assert layer.running_mean.tolist() == [0, 0, 0] and layer.running_var.tolist() == [1, 1, 1]
 
 
@@ -155,7 +165,7 @@ def test_replay_is_what_the_layers_compute(engine, kind, batch_size):
     model.fit(X, Y, epochs=1, batch_size=batch_size, shuffle=False)
     assert_same_parameters(model, expected)
     if kind is fastbp.BatchNorm:
-        np.testing.assert_allclose(running_of(model), running_of(expected), rtol=1e-9)
+        assert_allclose(running_of(model), running_of(expected), rtol=1e-9)
     assert np.isfinite(model.history["loss"]).all()
 
 
@@ -165,7 +175,7 @@ def test_engines_agree(kind, dtype):
     rtol = 1e-9 if dtype == np.float64 else 1e-3
     for model in models[1:]:
         assert_same_parameters(model, models[0], rtol)
-        np.testing.assert_allclose(model.predict_proba(X), models[0].predict_proba(X), rtol=rtol, atol=rtol)
+        assert_allclose(model.predict_proba(X), models[0].predict_proba(X), rtol=rtol, atol=rtol)
 
 
 @each_norm
@@ -196,27 +206,28 @@ def test_prediction_takes_the_running_statistics_and_moves_nothing(engine):
     model.evaluate(X, Y)
     model.gradients(X, Y)
     for then, after in zip(before, running_of(model), strict=True):
-        np.testing.assert_array_equal(then, after)
-    np.testing.assert_allclose(model.predict_proba(X[:1]), outputs[:1], rtol=1e-12)  # whatever else is predicted
+        assert_array_equal(then, after)
+    assert_allclose(model.predict_proba(X[:1]), outputs[:1], rtol=1e-12)  # whatever else is predicted
     for layer in model.walk():
         layer.training = False
-    np.testing.assert_allclose(model.loss.probabilities(model.forward(X)), outputs, rtol=1e-12)
+    assert_allclose(model.loss.probabilities(model.forward(X)), outputs, rtol=1e-12)
 
 
 def test_a_frozen_batch_norm_does_not_change(engine):
     model = model_with(fastbp.BatchNorm, engine).fit(X, Y, epochs=2)
     layer = model.layers[1]
     layer.trainable = False
-    before = {name: layer.__dict__[name].copy() for name in layer.arrays()}
+    before = {name: on_host(layer.__dict__[name]).copy() for name in layer.arrays()}
     expected = step_by_step(model, X, Y, 16)
     model.fit(X, Y, epochs=1, batch_size=16, shuffle=False)
     assert_same_parameters(model, expected)
     for name, then in before.items():
-        np.testing.assert_array_equal(layer.__dict__[name], then)
-    assert (model.layers[3].layers[1].running_mean != running_of(expected)[0][0]).any()
+        assert_array_equal(layer.__dict__[name], then)
+    assert (running_of(model)[1][0] != running_of(expected)[0][0]).any()
     layer.trainable = True
     model.fit(X, Y, epochs=1)
-    assert (layer.running_mean != before["running_mean"]).all() and (layer.weights != before["weights"]).any()
+    assert (running_of(model)[0][0] != before["running_mean"]).all()
+    assert (on_host(layer.weights) != before["weights"]).any()
 
 
 @each_norm
@@ -227,7 +238,7 @@ def test_weight_decay_leaves_norms_alone(kind):
     ]
     plain, decayed = map(parameters_of, models)
     for name in ("1.weights", "1.biases"):
-        np.testing.assert_array_equal(plain[name], decayed[name])
+        assert_array_equal(plain[name], decayed[name])
     assert (plain["0.weights"] != decayed["0.weights"]).all()
 
 
@@ -242,13 +253,13 @@ def test_accumulated_batches_of_batch_norm_are_normalised_each_by_itself(engine)
     model = model_with(fastbp.BatchNorm, engine, fastbp.SGD(0.5))
     parts = [slice(0, 16), slice(16, 32)]
     found = [model.gradients(X[part], Y[part]).layers[0]["weights"] for part in parts]
-    expected = model.layers[0].weights - 0.5 * (found[0] + found[1]) / 2
+    expected = on_host(model.layers[0].weights) - 0.5 * (found[0] + found[1]) / 2
     each = copy.deepcopy(model)
     for part in parts:
         each.forward(X[part])
     model.fit(X[:32], Y[:32], epochs=1, batch_size=16, accumulate=2, shuffle=False)
-    np.testing.assert_allclose(model.layers[0].weights, expected, rtol=1e-9)
-    np.testing.assert_allclose(running_of(model), running_of(each), rtol=1e-9)
+    assert_allclose(model.layers[0].weights, expected, rtol=1e-9)
+    assert_allclose(running_of(model), running_of(each), rtol=1e-9)
 
 
 @each_norm
@@ -260,12 +271,12 @@ def test_copied_pickled_and_saved_models_go_on_bit_for_bit(engine, kind, dtype, 
     probabilities = model.predict_proba(X)
     for other in others:
         assert repr(other) == repr(model)
-        np.testing.assert_array_equal(other.predict_proba(X), probabilities)
+        assert_array_equal(other.predict_proba(X), probabilities)
     model.fit(X, Y, epochs=2)
     for other in others:
         other.fit(X, Y, epochs=2)
         assert state_of(other) == state_of(model)
-        np.testing.assert_array_equal(running_of(other), running_of(model))
+        assert_array_equal(running_of(other), running_of(model))
 
 
 def test_settings_may_change_between_fits(engine):
@@ -275,7 +286,7 @@ def test_settings_may_change_between_fits(engine):
         if isinstance(layer, fastbp.BatchNorm):
             layer.momentum = 0.0
     model.fit(X, Y, epochs=1)
-    np.testing.assert_array_equal(running_of(model)[0][0], before)
+    assert_array_equal(running_of(model)[0][0], before)
 
 
 @each_norm

@@ -9,6 +9,7 @@ import fastbp
 from fastbp import notebook
 
 from . import notebook_reference as reference
+from .checks import assert_allclose, assert_array_equal, on_host
 
 TARGETS = {"sparse": lambda y, classes: y, "one-hot": lambda y, classes: np.eye(classes)[y]}
 
@@ -47,16 +48,16 @@ def run(classes, X, y, widths, seed):
 def assert_alike(ours, theirs, atol=1e-9):
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
-        np.testing.assert_allclose(ours[name], expected, rtol=1e-9, atol=atol, err_msg=name)
-        assert np.asarray(ours[name]).dtype == np.float64
-        assert np.shape(ours[name]) == np.shape(expected)
+        actual = np.asarray(on_host(ours[name]))
+        assert_allclose(actual, expected, rtol=1e-9, atol=atol, err_msg=name)
+        assert actual.dtype == np.float64 and actual.shape == np.shape(expected)
 
 
 def test_the_printed_table(capsys):
     softmax_outputs = np.array([[0.7, 0.1, 0.2], [0.1, 0.5, 0.4], [0.02, 0.9, 0.08]])
     softmax_cost = notebook.ActivationSoftmaxCost()
     softmax_cost.backward(softmax_outputs, np.array([0, 1, 1]))
-    print(softmax_cost.dinputs)
+    print(on_host(softmax_cost.dinputs))
     assert capsys.readouterr().out == (
         "[[-0.1         0.03333333  0.06666667]\n"
         " [ 0.03333333 -0.16666667  0.13333333]\n"
@@ -64,7 +65,7 @@ def test_the_printed_table(capsys):
     )
     one_hot = notebook.ActivationSoftmaxCost()
     one_hot.backward(softmax_outputs, np.eye(3)[[0, 1, 1]])
-    np.testing.assert_array_equal(one_hot.dinputs, softmax_cost.dinputs)
+    assert_array_equal(one_hot.dinputs, softmax_cost.dinputs)
 
 
 def test_the_spiral_cell():
@@ -106,7 +107,7 @@ def test_softmax_and_cost_one_after_the_other(targets, rng):
 def test_costs_are_clipped():
     p, y = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 0])
     ours, theirs = (c.CategoricalCrossEntropy().forward(p, y) for c in (notebook, reference))
-    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    assert_allclose(ours, theirs, rtol=1e-12)
 
 
 def test_a_cost_of_ones_own():
@@ -121,13 +122,13 @@ def test_numpy_seed_draws_the_weights():
     np.random.seed(5)
     layer = notebook.LayerDense(3, 4)
     np.random.seed(5)
-    np.testing.assert_array_equal(layer.weights, 0.01 * np.random.randn(3, 4))
+    assert_array_equal(layer.weights, 0.01 * np.random.randn(3, 4))
     assert layer.biases.tolist() == [[0] * 4]
     spirals = []
     for _ in range(2):
         np.random.seed(5)
         spirals.append(notebook.spiral_data(10, 2)[0])
-    np.testing.assert_array_equal(*spirals)
+    assert_array_equal(*spirals)
 
 
 def test_training_by_hand_as_in_the_book(rng):
@@ -162,7 +163,7 @@ def test_what_forward_stores_can_be_assigned(rng):
         for name in ("weights", "biases", "inputs", "output", "dweights", "dbiases", "dinputs"):
             value = np.ones((1, 3)) if name == "biases" else x[:3]
             setattr(dense, name, value)
-            np.testing.assert_array_equal(getattr(dense, name), value)
+            assert_array_equal(getattr(dense, name), value)
     assert_alike(*left)
 
 

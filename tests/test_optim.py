@@ -10,7 +10,16 @@ from fastbp.kernels.ops import OPS
 from fastbp.steps import recorded
 from fastbp.tape import Recorder
 
-from .checks import assert_same_parameters, parameters_of, small_data, small_model, state_of
+from .checks import (
+    assert_allclose,
+    assert_array_equal,
+    assert_same_parameters,
+    on_host,
+    parameters_of,
+    small_data,
+    small_model,
+    state_of,
+)
 
 OPTIMIZERS = {
     "sgd": (lambda: fastbp.SGD(0.1), lambda t, p: t.SGD(p, 0.1)),
@@ -33,8 +42,8 @@ def test_25_steps_are_torchs(engine, name):
     model = small_model(engine, optimizer=OPTIMIZERS[name][0]())
     twin = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).double()
     for ours, theirs in zip((model.layers[0], model.layers[2]), (twin[0], twin[2]), strict=True):
-        theirs.weight.data = torch.tensor(ours.weights.T.copy())
-        theirs.bias.data = torch.tensor(ours.biases[0].copy())
+        theirs.weight.data = torch.tensor(on_host(ours.weights).T.copy())
+        theirs.bias.data = torch.tensor(on_host(ours.biases)[0].copy())
     optimizer = OPTIMIZERS[name][1](torch.optim, twin.parameters())
     losses = []
     for step in range(25):
@@ -48,7 +57,7 @@ def test_25_steps_are_torchs(engine, name):
     model.fit(X, y, epochs=15, batch_size=32, shuffle=False)
     model.optimizer.lr = 0.02
     model.fit(X, y, epochs=10, batch_size=32, shuffle=False)
-    np.testing.assert_allclose(model.history["loss"], losses, rtol=1e-6)
+    assert_allclose(model.history["loss"], losses, rtol=1e-6)
     expected = {f"{i}.weights": twin[i].weight.detach().numpy().T for i in (0, 2)}
     expected |= {f"{i}.biases": twin[i].bias.detach().numpy()[None] for i in (0, 2)}
     assert_same_parameters(model, expected, rtol=1e-6)
@@ -141,7 +150,7 @@ def test_penalties_and_limits_are_torchs(engine, name, replay, problem):
     kind, torchs, arguments, weight_decay, options = STEPPED[name]
     optimizer = kind(**arguments, weight_decay=weight_decay, **options)
     expected = torchs_steps(torch, torchs, {"lr": optimizer.lr} | arguments, weight_decay, options, *problem)
-    np.testing.assert_allclose(steps(engine, optimizer, *problem, replay=replay)[0], expected, rtol=1e-6, atol=1e-9)
+    assert_allclose(steps(engine, optimizer, *problem, replay=replay)[0], expected, rtol=1e-6, atol=1e-9)
 
 
 PLAIN = {
@@ -184,13 +193,13 @@ def test_plain_sgd_with_weight_decay_fuses(engine, rng):
     if engine.supports(OPS["dense_weight_sgd"]):
         assert [call.op.name for call in tape.calls] == ["decay", "dense_weight_sgd"]
     expected = start - 0.1 * ((x.T @ dz).ravel() + 0.2 * start)
-    np.testing.assert_allclose(engine.asnumpy(parameters), expected, rtol=1e-12, atol=1e-12)
+    assert_allclose(parameters, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_gradients_too_large_to_square_in_float32_are_clipped(engine):
     start = np.zeros(WEIGHTS + BIASES, np.float32)
     parameters, _ = steps(engine, fastbp.SGD(1.0, clip_norm=1.0), start, [start + np.float32(1e30)])
-    np.testing.assert_allclose(parameters, -((WEIGHTS + BIASES) ** -0.5), rtol=1e-6)
+    assert_allclose(parameters, -((WEIGHTS + BIASES) ** -0.5), rtol=1e-6)
 
 
 def test_a_variance_that_rounding_makes_negative_counts_as_0(engine):
@@ -349,7 +358,7 @@ def test_a_copy_shares_nothing_that_steps_change(engine, problem):
     other.lr = 0.5
     steps(engine, other, *problem)
     for name, array in before.items():
-        np.testing.assert_array_equal(getattr(optimizer, name), array)
+        assert_array_equal(getattr(optimizer, name), array)
 
 
 @each_optimizer
@@ -358,7 +367,7 @@ def test_reset_forgets_the_steps_taken(engine, name, problem):
     steps(engine, optimizer, *problem)
     optimizer.reset()
     results = [steps(engine, each, *problem)[0] for each in (optimizer, fresh)]
-    np.testing.assert_array_equal(*results)
+    assert_array_equal(*results)
 
 
 def test_a_bad_lr_later_changes_nothing():
@@ -386,4 +395,4 @@ def test_eps_hat_is_added_before_the_bias_is_taken_out(engine, dtype):
         m, v = 0.5 * m + 0.5 * gradient, 0.75 * v + 0.25 * gradient**2
         p -= 0.1 * np.sqrt(1 - 0.75**step) / (1 - 0.5**step) * m / (np.sqrt(v) + 0.25)
         optimizer.update(parameters, engine.asarray(np.array([gradient]), dtype), None)
-    np.testing.assert_allclose(parameters, p, rtol=1e-6)
+    assert_allclose(parameters, p, rtol=1e-6)

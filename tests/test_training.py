@@ -9,7 +9,7 @@ import pytest
 import fastbp
 import fastbp.training
 
-from .checks import assert_same_parameters, parameters_of, small_data, small_model, state_of
+from .checks import assert_allclose, assert_same_parameters, on_host, parameters_of, small_data, small_model, state_of
 
 X, Y = small_data(50)
 
@@ -48,15 +48,16 @@ def test_layers_within_layers_by_torch(engine):
     block = fastbp.Residual([fastbp.Dense(3, 5), fastbp.ReLU(), fastbp.Dense(5, 3)], engine=engine)
     down, up = block.layers[0], block.layers[2]
     x = np.random.default_rng(0).standard_normal((7, 3))
-    leaves = [torch.tensor(a, requires_grad=True) for a in (x, down.weights, down.biases, up.weights, up.biases)]
+    parameters = down.weights, down.biases, up.weights, up.biases
+    leaves = [torch.tensor(a, requires_grad=True) for a in map(on_host, (x, *parameters))]
     tx, w1, b1, w2, b2 = leaves
     output = tx + torch.relu(tx @ w1 + b1) @ w2 + b2
-    np.testing.assert_allclose(engine.asnumpy(block.forward(x)), output.detach().numpy(), rtol=1e-12)
+    assert_allclose(block.forward(x), output.detach().numpy(), rtol=1e-12)
     output.square().sum().backward()
     block.backward(2 * block.output)
     found = block.dinputs, down.dweights, down.dbiases, up.dweights, up.dbiases
     for actual, leaf in zip(found, leaves, strict=True):
-        np.testing.assert_allclose(engine.asnumpy(actual), leaf.grad.numpy(), rtol=1e-10, atol=1e-12)
+        assert_allclose(actual, leaf.grad.numpy(), rtol=1e-10, atol=1e-12)
 
 
 def test_layers_within_layers_are_copied_pickled_and_saved(engine, tmp_path):
@@ -107,7 +108,7 @@ def test_frozen_layers_stay_as_they_are(engine):
     after, all_trained = parameters_of(model), parameters_of(other)
     for name in before:
         expected = before[name] if name.startswith("0.") else all_trained[name]
-        np.testing.assert_allclose(after[name], expected, rtol=0 if expected is before[name] else 1e-12)
+        assert_allclose(after[name], expected, rtol=0 if expected is before[name] else 1e-12)
     model.layers[0].trainable = True
     model.fit(X, Y, epochs=1)
     assert (parameters_of(model)["0.weights"] != before["0.weights"]).any()
@@ -144,7 +145,7 @@ def test_accumulated_batches_are_one_large_batch(engine, batch_size, accumulate)
     model.fit(X, Y, epochs=3, batch_size=batch_size, accumulate=accumulate, shuffle=False)
     large.fit(X, Y, epochs=3, batch_size=batch_size * accumulate, shuffle=False)
     assert_same_parameters(model, large)
-    np.testing.assert_allclose(model.history["loss"], large.history["loss"], rtol=1e-12)
+    assert_allclose(model.history["loss"], large.history["loss"], rtol=1e-12)
 
 
 def weighted_fit(engine, X, y, *, loss=None, **options):
@@ -161,7 +162,7 @@ def test_a_sample_weight_in_fit_is_a_repeat_count(engine):
         weighted_fit(engine, np.repeat(X, times, axis=0), np.repeat(y, times)),
     ]
     assert_same_parameters(*models)
-    np.testing.assert_allclose(models[0].history["loss"], models[1].history["loss"], rtol=1e-12)
+    assert_allclose(models[0].history["loss"], models[1].history["loss"], rtol=1e-12)
     scores = models[0].evaluate(X, y, sample_weight=times)
     assert scores == pytest.approx(models[1].evaluate(np.repeat(X, times, axis=0), np.repeat(y, times)))
 
@@ -207,7 +208,7 @@ def test_soft_targets_train_as_the_losss_gradient_says(engine, reduction, rng):
     rows = rng.dirichlet(np.ones(3), 12)
     model = small_model(engine, optimizer=fastbp.SGD(0.01), loss=fastbp.SoftmaxCrossEntropy(reduction=reduction))
     expected = {
-        f"{i}.{name}": getattr(layer, name) - 0.01 * gradient
+        f"{i}.{name}": on_host(getattr(layer, name)) - 0.01 * gradient
         for i, (layer, gradients) in enumerate(zip(model.layers, model.gradients(X, rows).layers, strict=True))
         for name, gradient in gradients.items()
     }
@@ -241,7 +242,7 @@ def test_batches_are_trained_as_they_come(engine):
     model.fit(batches, epochs=2)
     expected.fit(X, Y, epochs=2, batch_size=16, shuffle=False)
     assert_same_parameters(model, expected, rtol=0)
-    np.testing.assert_allclose(model.history["loss"], expected.history["loss"], rtol=1e-12)
+    assert_allclose(model.history["loss"], expected.history["loss"], rtol=1e-12)
 
     generated = small_model(engine).fit(lambda: iter(batches), epochs=2)
     assert_same_parameters(generated, expected, rtol=0)
@@ -270,7 +271,7 @@ def test_a_bad_batch_is_named(batches, match):
         small_model().fit(batches)
 
 
-def test_files_larger_than_memory_are_read_a_batch_at_a_time(engine, tmp_path):
+def test_files_larger_than_memory_are_read_a_batch_at_a_time(cpu_engine, tmp_path):
     import tracemalloc
 
     rows = 200_000
@@ -280,7 +281,7 @@ def test_files_larger_than_memory_are_read_a_batch_at_a_time(engine, tmp_path):
     y = np.arange(rows) % 3
     model = fastbp.Sequential(
         [fastbp.Dense(20, 8), fastbp.ReLU(), fastbp.Dense(8, 3)],
-        loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.SGD(0.1), engine=engine, seed=0,
+        loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.SGD(0.1), engine=cpu_engine, seed=0,
     )  # fmt: skip
     mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
     model.fit(mapped[:1000], y[:1000], epochs=1, batch_size=1000)
@@ -425,7 +426,7 @@ def test_training_holds_for_the_layers_inside(engine):
     block = fastbp.Residual([fastbp.Dropout(0.5), fastbp.Residual(fastbp.BatchNorm(4))], engine=engine)
     block.training = False
     assert [layer.training for _, layer in block.walk()] == [False] * 4
-    np.testing.assert_allclose(engine.asnumpy(block.forward(X)), X + X + X / np.sqrt(1 + 1e-5), rtol=1e-12)
+    assert_allclose(block.forward(X), X + X + X / np.sqrt(1 + 1e-5), rtol=1e-12)
     block.training = True
     assert all(layer.training for _, layer in block.walk())
     for name in ("training", "trainable"):
@@ -447,10 +448,10 @@ def test_a_loss_may_depend_on_the_weights(engine, rng):
         [fastbp.Dense(3, 2)], loss=Ridge(), optimizer=fastbp.SGD(0.1), engine=engine, dtype=np.float64, seed=0
     )
     (layer,) = model.layers
-    weights, biases = layer.weights.copy(), layer.biases.copy()
+    weights, biases = on_host(layer.weights).copy(), on_host(layer.biases).copy()
     slope = X.T @ (2 * (X @ weights + biases - y) / y.size) + weights  # of the mean of squares, and of the squares
     model.train_on_batch(X, y)
-    np.testing.assert_allclose(layer.weights, weights - 0.1 * slope, rtol=1e-12)
+    assert_allclose(layer.weights, weights - 0.1 * slope, rtol=1e-12)
 
 
 def test_a_loop_of_ones_own_trains_as_fit_does(engine):
@@ -477,7 +478,7 @@ def test_without_an_optimizer_an_epoch_gives_the_gradient_over_all_rows(engine, 
         assert trainer.epoch() == trainer.epoch() == pytest.approx(expected.loss)
     for layer, gradients in zip(model.layers, expected.layers, strict=True):
         for name, where in model.memory.gradients_of(layer).items():
-            np.testing.assert_allclose(where, gradients[f"{name}"], rtol=1e-9)
+            assert_allclose(where, gradients[f"{name}"], rtol=1e-9)
     assert_same_parameters(model, before)
 
 

@@ -93,6 +93,8 @@ class ndarray:  # noqa: N801  as CuPy names it
         self._array.fill(own(value))
 
     def __setitem__(self, key, value):
+        if isinstance(value, list):
+            raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
         self._array[own(key)] = own(value)
 
     def __array__(self, *_, **__):
@@ -121,7 +123,7 @@ def wrap(x):
 
 
 counted = collections.Counter()  # what waits for a GPU, or takes memory of it
-copied: list = []  # bytes, to the host
+copied = collections.deque(maxlen=1000)  # bytes, to the host, of the last copies
 free = {"device": 10**12, "pool": 0}  # bytes
 
 
@@ -251,7 +253,7 @@ def launch(name, function, grid, block, shared, arguments):
         if wrong < 0:
             raise RuntimeError(f"{name}: threads wait at a barrier to which others never come")
 
-    Stream.current.do(work)
+    current_stream().do(work)
 
 
 clock = SimpleNamespace(seconds=0.0)  # the device's own
@@ -285,17 +287,17 @@ class Stream:
     """What is launched on it, it does at once; it notes it down while it captures a graph or waits for the host."""
 
     ptr = 0
-    current = None
+    entered = threading.local()  # those that a thread has made current, one within the other
 
     def __init__(self, *, non_blocking=False):
         self.ptr, self.captured, self.tail, self.held = id(self), None, frozenset(), threading.local()
 
     def __enter__(self):
-        self.outer, Stream.current = Stream.current, self
+        Stream.entered.__dict__.setdefault("streams", []).append(self)
         return self
 
     def __exit__(self, *_):
-        Stream.current = self.outer
+        Stream.entered.streams.pop()
 
     def begin_capture(self):
         assert not self.is_capturing()
@@ -311,7 +313,7 @@ class Stream:
             stream.captured, stream.tail = None, frozenset()
         if captured.origin is not self or done != set(captured.nodes):
             raise RuntimeError("cudaErrorStreamCaptureUnjoined: capture was not joined to its origin")
-        return SimpleNamespace(launch=lambda: Stream.current.do(captured.launch))
+        return SimpleNamespace(launch=lambda: current_stream().do(captured.launch))
 
     def is_capturing(self):
         return self.captured is not None
@@ -349,7 +351,11 @@ class Stream:
         work() if notes is None else notes.append(work)
 
 
-Stream.current = Stream.null = Stream()
+NULL_STREAM = Stream()
+
+
+def current_stream():
+    return (Stream.entered.__dict__.get("streams") or [NULL_STREAM])[-1]
 
 
 class Device(contextlib.nullcontext):
@@ -363,7 +369,7 @@ class Device(contextlib.nullcontext):
 
 class Event:
     def record(self, stream=None):
-        self.stream = stream or Stream.current
+        self.stream = stream or current_stream()
         self.captured, self.tail = self.stream.captured, self.stream.tail
         if self.captured is None:
             self.stream.do(lambda: setattr(self, "time", clock.seconds))
@@ -389,7 +395,7 @@ cupy.__dict__.update(
         alloc_pinned_memory=bytearray,
         Event=Event,
         Stream=Stream,
-        get_current_stream=lambda: Stream.current,
+        get_current_stream=current_stream,
         memory=SimpleNamespace(OutOfMemoryError=MemoryError),
         get_elapsed_time=lambda start, end: round(1e3 * (end.time - start.time), 9),
     ),
@@ -443,7 +449,7 @@ class Blas:
                 raise RuntimeError(f"{name} returned {status}")
 
         function.argtypes = SIGNATURES[name]
-        Stream.current.do(work)
+        current_stream().do(work)
         return 0
 
 
