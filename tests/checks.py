@@ -22,7 +22,7 @@ def slopes(function, x, step=1e-6):
     """The gradient of a number by `x`, by central differences; `function` sees `x` change in place."""
     gradient = np.empty(x.shape)
     for place in np.ndindex(x.shape):
-        kept = x[place]
+        kept = float(x[place])
         x[place] = kept + step
         above = function()
         x[place] = kept - step

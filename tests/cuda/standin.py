@@ -51,7 +51,7 @@ class ndarray:  # noqa: N801  as CuPy names it
         "all", "any", "argmax", "astype", "copy", "max", "mean", "min", "ravel", "reshape", "sum", "transpose", "view",
         "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__pow__",
         "__neg__", "__abs__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__and__", "__or__",
-        "__invert__", "__getitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__",
+        "__invert__", "__iadd__", "__isub__", "__imul__", "__itruediv__",
     ):  # fmt: skip
         locals()[_name] = lambda self, *given, _name=_name, **named: wrap(
             getattr(self._array, _name)(*map(own, given), **named)
@@ -91,6 +91,12 @@ class ndarray:  # noqa: N801  as CuPy names it
 
     def fill(self, value):
         self._array.fill(own(value))
+
+    def __getitem__(self, key):
+        """A view, of a single number, too."""
+        key = own(key)
+        key = key if isinstance(key, tuple) else (key,)
+        return ndarray(self._array[key if any(k is ... for k in key) else (*key, ...)])
 
     def __setitem__(self, key, value):
         if isinstance(value, list):
