@@ -68,21 +68,24 @@ def to_torch(model: Sequential | Perceptron, *, share: bool = False) -> Any:
         take, so that they cannot be shared.
     """
     torch = need("torch", "torch")
-    made = []
-    for layer in network_of(model).layers:
+    layers, dtype, made = network_of(model).layers, network_of(model).dtype, []
+    for layer in layers:
         if type(layer) not in TORCH:
             raise ValueError(f"{layer!r} has no counterpart in torch that to_torch knows")
-        module = TORCH[type(layer)](torch.nn, layer).to(getattr(torch, network_of(model).dtype.name))
+        for mine in ARRAYS:
+            if share and mine in layer.arrays() and getattr(layer, mine).dtype != dtype:
+                kept = getattr(layer, mine).dtype
+                raise ValueError(f"{layer!r}: {mine} is {kept}; share=True needs a model of that dtype")
+    for layer in layers:
+        module = TORCH[type(layer)](torch.nn, layer).to(getattr(torch, dtype.name))
         for mine, theirs in ARRAYS.items():
             if mine in layer.arrays():
                 target, array = getattr(module, theirs), getattr(layer, mine)
-                tensor = torch.from_dlpack(array.T).reshape(target.shape)
-                if not share:
-                    target.data.copy_(tensor)
-                elif tensor.dtype != target.dtype:
-                    raise ValueError(f"{layer!r}: {mine} is {array.dtype}; share=True needs a model of that dtype")
-                else:
+                tensor = torch.from_dlpack((array if share else layer.engine.asnumpy(array)).T).reshape(target.shape)
+                if share:
                     target.data = tensor
+                else:
+                    target.data.copy_(tensor)
         made.append(module)
     return torch.nn.Sequential(*made)
 

@@ -209,7 +209,7 @@ class Layer(Part):
         lacking = self.parameters().keys() - self.__dict__.keys()
         self.draw(np.random.default_rng())
         self.check_drawn()
-        self.__dict__["_looked_at"] = {name: self.__dict__[name].copy() for name in lacking}
+        self.__dict__["_looked_at"] = {name: self.engine.asnumpy(self.__dict__[name]).copy() for name in lacking}
 
     def check_drawn(self) -> None:
         """Raise TypeError where `shapes` or `draw` leave a declared parameter out."""
@@ -219,7 +219,7 @@ class Layer(Part):
     def undraw(self) -> None:
         """Drop what `draw_to_look` drew, if it is as it was drawn; a model's seed then gives the values."""
         for name, drawn in self.__dict__.pop("_looked_at", {}).items():
-            if (self.__dict__[name] == drawn).all():
+            if (self.engine.asnumpy(self.__dict__[name]) == drawn).all():
                 del self.__dict__[name]
 
     def reseed(self, seed: np.random.SeedSequence, place: int) -> None:

@@ -114,9 +114,8 @@ class Part:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        for name in self.arrays():
-            if name in state:
-                self.__dict__[name] = self.engine.asarray(state[name])
+        for name in {*self.arrays(), *self.stored()} & state.keys():
+            self.__dict__[name] = self.engine.asarray(state[name])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.config().items())})"

@@ -10,9 +10,10 @@ import pytest
 import fastbp
 
 from .checks import assert_same_parameters, parameters_of
+from .conftest import CUDA_ON_HOST, ENGINES
 from .cuda import standin
 
-ON_GPU = next(info.available for info in fastbp.engines() if info.name == "cupy")
+ON_GPU = "cupy" in ENGINES and not CUDA_ON_HOST
 pytestmark = pytest.mark.skipif(not ON_GPU and standin.COMPILER is None, reason="needs a GPU, or g++")
 on_host = pytest.mark.skipif(ON_GPU, reason="looks into what stands for a GPU")
 MODULE = importlib.import_module("fastbp.kernels.cupy_replay") if ON_GPU else standin.replay_module()

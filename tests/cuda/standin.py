@@ -56,7 +56,7 @@ class ndarray:  # noqa: N801  as CuPy names it
         locals()[_name] = lambda self, *given, _name=_name, **named: wrap(
             getattr(self._array, _name)(*map(own, given), **named)
         )
-    for _name in ("tobytes", "tolist", "item", "__bool__", "__float__", "__int__", "__index__", "__repr__"):
+    for _name in ("tobytes", "tolist", "item", "__bool__", "__float__", "__int__", "__index__", "__repr__", "__str__"):
         locals()[_name] = lambda self, *given, _name=_name: getattr(self.get(), _name)(*given)
 
     def __len__(self):
@@ -135,9 +135,10 @@ free = {"device": 10**12, "pool": 0}  # bytes
 
 def empty(shape, dtype=float):
     counted["allocations"] += 1
-    array = np.empty(shape, dtype)
-    array.reshape(-1).view(np.uint8)[:] = 0xFF  # NaN
-    return ndarray(array)
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    block = np.full(size + 512, 0xFF, np.uint8)  # NaN
+    start = -block.ctypes.data % 512
+    return ndarray(block[start : start + size].view(dtype).reshape(shape))
 
 
 def zeros(shape, dtype=float):
