@@ -114,8 +114,9 @@ class Part:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        for name in {*self.arrays(), *self.stored()} & state.keys():
-            self.__dict__[name] = self.engine.asarray(state[name])
+        if engine := state.get("engine"):  # which an optimizer that has not been used lacks
+            for name in {*self.arrays(), *self.stored()} & state.keys():
+                self.__dict__[name] = engine.asarray(state[name])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.config().items())})"
