@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import fastbp
 
+from .checks import assert_allclose
 from .conftest import ENGINES
 from .fuzz import fuzz
 
@@ -150,7 +151,7 @@ def problems(draw):
 def assert_near(ours, theirs, model, times=1):
     theirs = theirs.detach().numpy() if hasattr(theirs, "detach") else np.asarray(theirs)
     rtol = times * (1e-4 if model.dtype == np.float32 else 1e-10)
-    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=rtol, atol=rtol * max(1, np.abs(theirs).max(initial=0)))
+    assert_allclose(ours, theirs, rtol=rtol, atol=rtol * max(1, np.abs(theirs).max(initial=0)))
 
 
 def has(model, kind):

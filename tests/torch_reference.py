@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from .checks import on_host
+
 torch = pytest.importorskip("torch")
 functional = torch.nn.functional
 
@@ -20,7 +22,7 @@ class Reference:
 
     def __init__(self, model):
         self.model, self.margin = model, np.inf
-        tensor = lambda array: torch.tensor(np.array(array, np.float64))  # noqa: E731
+        tensor = lambda array: torch.tensor(np.array(on_host(array), np.float64))  # noqa: E731
         self.parameters = {
             (i, name): tensor(getattr(layer, name)).requires_grad_()
             for i, layer in enumerate(model.walk())
