@@ -6,6 +6,8 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, Self, TypeVar, overload
 
+import numpy as np
+
 from .kernels.engine import Engine
 
 __all__ = ["Part", "Setting"]
@@ -116,7 +118,8 @@ class Part:
         self.__dict__ |= state
         if engine := state.get("engine"):  # which an optimizer that has not been used lacks
             for name in {*self.arrays(), *self.stored()} & state.keys():
-                self.__dict__[name] = engine.asarray(state[name])
+                if isinstance(state[name], np.ndarray):
+                    self.__dict__[name] = engine.asarray(state[name])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.config().items())})"
