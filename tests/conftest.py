@@ -34,6 +34,13 @@ def cpu_engine(request):
 
 
 @pytest.fixture
+def engine_in_use(engine):
+    """For all that is made without saying on which engine."""
+    with fastbp.use(engine):
+        yield engine
+
+
+@pytest.fixture
 def installed_engine(engine):
     """For processes of their own, in which nothing stands in for CuPy."""
     if CUDA_ON_HOST and engine.name == "cupy":

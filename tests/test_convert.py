@@ -12,7 +12,10 @@ import fastbp
 from fastbp import estimators
 from fastbp.estimators import MLPClassifier, from_sklearn
 
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.usefixtures("engine_in_use"),
+]
 
 X, Y = load_iris(return_X_y=True)
 X = StandardScaler().fit_transform(X)

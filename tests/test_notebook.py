@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 
-import fastbp
 from fastbp import notebook
 
 from . import notebook_reference as reference
@@ -13,11 +12,7 @@ from .checks import assert_allclose, assert_array_equal, on_host
 
 TARGETS = {"sparse": lambda y, classes: y, "one-hot": lambda y, classes: np.eye(classes)[y]}
 
-
-@pytest.fixture(autouse=True)
-def _in_use(engine):
-    with fastbp.use(engine):
-        yield
+pytestmark = pytest.mark.usefixtures("engine_in_use")
 
 
 def run(classes, X, y, widths, seed):
