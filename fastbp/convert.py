@@ -68,16 +68,15 @@ def to_torch(model: Sequential | Perceptron, *, share: bool = False) -> Any:
         take, so that they cannot be shared.
     """
     torch = need("torch", "torch")
-    layers, dtype, made = network_of(model).layers, network_of(model).dtype, []
-    for layer in layers:
+    network, made = network_of(model), []
+    for layer in network.layers:
         if type(layer) not in TORCH:
             raise ValueError(f"{layer!r} has no counterpart in torch that to_torch knows")
         for mine in ARRAYS:
-            if share and mine in layer.arrays() and getattr(layer, mine).dtype != dtype:
-                kept = getattr(layer, mine).dtype
+            if share and mine in layer.arrays() and (kept := getattr(layer, mine).dtype) != network.dtype:
                 raise ValueError(f"{layer!r}: {mine} is {kept}; share=True needs a model of that dtype")
-    for layer in layers:
-        module = TORCH[type(layer)](torch.nn, layer).to(getattr(torch, dtype.name))
+    for layer in network.layers:
+        module = TORCH[type(layer)](torch.nn, layer).to(getattr(torch, network.dtype.name))
         for mine, theirs in ARRAYS.items():
             if mine in layer.arrays():
                 target, array = getattr(module, theirs), getattr(layer, mine)

@@ -94,8 +94,7 @@ class ndarray:  # noqa: N801  as CuPy names it
 
     def __getitem__(self, key):
         """A view, of a single number, too."""
-        key = own(key)
-        key = key if isinstance(key, tuple) else (key,)
+        key = own(key if isinstance(key, tuple) else (key,))
         return ndarray(self._array[key if any(k is ... for k in key) else (*key, ...)])
 
     def __setitem__(self, key, value):
