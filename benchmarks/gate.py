@@ -3,9 +3,10 @@
     python -m fastbp.benchmarks.gate            race the Numba engine against itself as it was at BASE
     python -m fastbp.benchmarks.gate --prove    race it against itself, working twice and as it is
 
-Two processes, one with the code under test and one with the base's, take turns of milliseconds at the same work, BLAS
-held to one thread. What looks slower is raced again a while later by new processes, and the least times of all tries
-count. The exit code is 1 where something is slower, and 3 where the base cannot be had and nothing was raced.
+Two processes, one with the code under test and one with the base's, take turns of milliseconds at the same work on one
+processor, BLAS held to one thread. What looks slower is raced again a while later by new processes on another one, and
+the least times of all tries count. The exit code is 1 where something is slower, and 3 where the base cannot be had and
+nothing was raced.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def slower(new: Path, base: Path, names: Collection[str], times: int = 1) -> dic
         if not least:
             break
         time.sleep(PAUSE if attempt else 0)
-        with closing(Racer(new, times)) as mine, closing(Racer(base)) as its:  # in new places of memory, too
+        # in new places of memory, too
+        with closing(Racer(new, times, attempt)) as mine, closing(Racer(base, place=attempt)) as its:
             for name, (a, b) in least.items():
                 seconds = race(mine, its, name)
                 least[name] = min(a, seconds[0]), min(b, seconds[1])

@@ -1,12 +1,14 @@
 """Races: processes that take turns at the same work, each with a package of its own, to compare revisions of it.
 
-A process times an op of the Numba engine, or an epoch of training, when it is asked to, and waits in between.
+A process times an op of the Numba engine, or an epoch of training, when it is asked to, and waits in between. Those
+that race share a processor where they can: one may be much slower than another for what else the machine does on it.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,15 +29,18 @@ __all__ = ["HERE", "RACED", "Racer", "race"]
 RACED = [name for name in OPS if name not in ("next_batch", "next_rate", "softmax_jacobian")] + list(NETWORKS)[:4]
 HERE = Path(fastbp.__file__).resolve().parents[1]
 TURNS = 20  # of each
-STEPS = 4  # of training in an epoch
+SHORTER = 8  # times fewer steps of training than in the other benchmarks' epochs
 TURN, PART = 2e-3, 0.5e-3  # seconds; parts are short, so that some are not interrupted on a busy machine
 
 
 class Racer:
-    """A process that times the work of the package in a folder, and looks `times` times as slow."""
+    """A process that times the work of the package in a folder, and looks `times` times as slow.
 
-    def __init__(self, folder: Path, times: int = 1) -> None:
-        command = [sys.executable, "-m", "fastbp.benchmarks.racing", str(times)]
+    On Linux it runs on one processor, and racers of the same `place` on the same one.
+    """
+
+    def __init__(self, folder: Path, times: int = 1, place: int = 0) -> None:
+        command = [sys.executable, "-m", "fastbp.benchmarks.racing", str(times), str(place)]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, text=True)
         self._folder = folder
@@ -62,8 +67,11 @@ class Racer:
         self._process.communicate()
 
 
-def serve(times: int) -> None:
+def serve(times: int, place: int) -> None:
     """Be a `Racer`'s process."""
+    if sys.platform == "linux":
+        processors = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {processors[place % len(processors)]})
     engine = fastbp.engine("numba")
     can = [name for name in RACED if name in NETWORKS or engine.supports(OPS[name])]
     print(json.dumps([str(HERE), can]), flush=True)
@@ -71,7 +79,8 @@ def serve(times: int) -> None:
     @functools.cache
     def ready(name: str) -> tuple[Turn, int]:
         if name in NETWORKS:
-            return Turn(by_fastbp(engine, threads=1)(task_of(name).start(STEPS))), sys.maxsize
+            task = task_of(name)
+            return Turn(by_fastbp(engine, threads=1)(task.start(task.steps // SHORTER))), sys.maxsize
         case = op_case(OPS[name], "numba", by_engine(engine), "medium", "float32", {})
         return case.prepare(), case.most
 
@@ -107,4 +116,4 @@ def race(new: Racer, base: Racer, name: str) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(*map(int, sys.argv[1:]))

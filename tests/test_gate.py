@@ -1,8 +1,11 @@
 """The gate against slower kernels: its races, its verdicts, and where it finds what to race against."""
 
+import os
 import random
 import shutil
 import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,7 +25,7 @@ class OnABusyMachine:
     slow = ""
     started = 0
 
-    def __init__(self, folder, times=1):
+    def __init__(self, folder, times=1, place=0):
         self.times, self.random = times, random.Random(OnABusyMachine.started)
         OnABusyMachine.started += 1
 
@@ -95,6 +98,15 @@ def test_a_racer_times_what_is_in_its_folder(tmp_path):
     (tmp_path / "fastbp" / "__init__.py").write_text("")
     with pytest.raises(RuntimeError, match=r"in .* ended at the start"):
         racing.Racer(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are bound to processors on Linux alone")
+def test_racers_of_a_place_share_a_processor():
+    pytest.importorskip("numba")
+    mine = sorted(os.sched_getaffinity(0))
+    for place in range(3):
+        with closing(racing.Racer(racing.HERE, place=place)) as racer:
+            assert os.sched_getaffinity(racer._process.pid) == {mine[place % len(mine)]}
 
 
 # where the base comes from
