@@ -99,14 +99,18 @@ class CupyEngine(Engine):
 
     def ahead(self, pieces: Iterable[Sequence[Array]]) -> Iterator[Sequence[Array]]:
         """Pieces of tables, each copied to one of two places by a stream of its own while that in the other is used."""
-        coming, places = iter(pieces), itertools.cycle([Place(), Place()])
+        coming = iter(pieces)
+        first = next(coming, None)
+        if first is None:
+            return
+        coming, places = itertools.chain([first], coming), itertools.cycle([Place(first), Place(first)])
         device, stream = cupy.cuda.Device(), cupy.cuda.Stream(non_blocking=True)
         self.synchronize()  # until what had the memory of these places before is done with it
 
         def load() -> Sequence[Array] | None:
             with device:  # of the caller, whose thread this is not
                 piece = next(coming, None)
-                return None if piece is None else next(places).fill([native(x) for x in piece], stream)
+                return None if piece is None else next(places).fill(piece, stream)
 
         with ThreadPoolExecutor(1) as loader:
             loaded = loader.submit(load)
@@ -263,15 +267,17 @@ class CupyEngine(Engine):
 
 
 class Place:
-    """Where pieces of tables lie on the GPU, and memory of the host from which it fetches them by itself."""
+    """Where pieces of tables lie on the GPU, and memory of the host from which it fetches them by itself.
 
-    def __init__(self) -> None:
-        self._pairs: list[tuple[Array, Any]] = []
+    None of them has more rows than the first one, by which this is made.
+    """
+
+    def __init__(self, piece: Sequence[Array]) -> None:
+        arrays = [native(x) for x in piece]
+        self._pairs = [(pinned(x), cupy.empty(x.shape, x.dtype)) for x in arrays]
 
     def fill(self, piece: Sequence[Array], stream: Any) -> list[Array]:
-        """Copy a piece to the GPU; none has more rows than the first."""
-        if not self._pairs:
-            self._pairs = [(pinned(x), cupy.empty(x.shape, x.dtype)) for x in piece]
+        """Copy a piece to the GPU."""
         arrays = []
         for x, (host, array) in zip(piece, self._pairs, strict=True):
             host[: len(x)] = x

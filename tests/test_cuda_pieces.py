@@ -73,6 +73,15 @@ def test_pieces_lie_in_two_places(engine):
     assert places[0] != places[1] and places == [*places[:2] * 2, places[0]]
 
 
+def test_places_take_no_memory_while_pieces_are_used(engine, monkeypatch):
+    """What is freed meanwhile may still be in use by what waits in a stream, which the copies do not wait for."""
+    pieces = engine.ahead([np.full((2, 3), place, np.float32)] for place in range(4))
+    places = [next(pieces)[0].data.ptr]
+    monkeypatch.setattr(MODULE.cupy, "empty", None)
+    places += [x.data.ptr for (x,) in pieces]
+    assert len(places) == 4 and len({*places}) == 2
+
+
 @pytest.mark.parametrize("blocks", [0, 1])
 def test_what_was_made_ready_for_a_place_serves_the_next_piece_there(engine, monkeypatch, blocks):
     """Thirteen pieces: whole ones in either place, and a smaller last one."""
