@@ -32,6 +32,7 @@ __all__ = [
     "as_weights",
     "check_finite",
     "check_metrics",
+    "on_host",
 ]
 
 _ELEMENTS_AT_A_TIME = 1 << 20
@@ -46,12 +47,22 @@ def as_array(x: Any, name: str, engine: Engine, dtype: Any = None) -> Array:
         raise
 
 
-def as_features(x: Any, features: int | None, name: str = "X", dtype: Any = np.float64) -> Array:
+def on_host(x: Any, engine: Engine) -> Any:
+    """`x`, or a copy of it where it lies in memory that an engine has apart from the host's."""
+    array = engine.resident(x)
+    return x if array is None else engine.asnumpy(array)
+
+
+def as_features(
+    x: Any, features: int | None, name: str = "X", dtype: Any = np.float64, engine: Engine | None = None
+) -> Array:
     """Check a table of numbers that `dtype` can hold, shape (rows, `features`); its own dtype stays.
 
-    A sparse one stays sparse, in rows.
+    A sparse one stays sparse, in rows, and what lies in an engine's own memory stays there.
     """
-    array: Any = in_bounds(x, name).tocsr() if is_sparse(x) else real_array(x, name)
+    array: Any = engine.resident(x) if engine else None
+    if array is None:
+        array = in_bounds(x, name).tocsr() if is_sparse(x) else real_array(x, name)
     if is_sparse(array):
         real_array(array.data, name)  # of what they are is all that is looked at
     if array.ndim != 2 or 0 in array.shape or features not in (None, array.shape[1]):
@@ -238,13 +249,15 @@ def check_finite(array: Array, name: str, dtype: Any = np.float64) -> None:
     if array.dtype.kind != "f":
         return
     limit = _largest(dtype)
-    if array.size < 1 << 12 and array.dtype.itemsize >= 4 and np.vdot(array, array) < limit:
+    host = isinstance(array, np.ndarray)
+    if host and array.size < 1 << 12 and array.dtype.itemsize >= 4 and np.vdot(array, array) < limit:
         return  # the quickest way to see it of some rows
     # in pieces, so that an array mapped from a file is never in memory whole
     rows = max(1, _ELEMENTS_AT_A_TIME // max(1, array[:1].size))
     for start in range(0, len(array), rows):
         piece = array[start : start + rows]
         if not (piece.min() >= -limit and piece.max() <= limit):  # both are NaN where there is one
+            piece = real_array(piece)
             where = tuple(int(i) for i in np.argwhere(~(np.abs(piece) <= limit))[0])
             position = (start + where[0], *where[1:])
             raise ValueError(f"{name} must hold finite {np.dtype(dtype)} numbers, got {piece[where]} at {position}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from .boundary import as_count, as_tuple
 from .interop import dense
-from .kernels.engine import Engine
+from .kernels.engine import Engine, real_array
 from .kernels.ops import Array
 from .layers import Layer, Parameter
 
@@ -141,7 +141,7 @@ class Embedding(Layer):
     def check_rows(self, X: Array, name: str = "X") -> None:
         for column, most in zip(self.columns, self.num_embeddings, strict=True):
             for start in range(0, X.shape[0], ROWS_AT_A_TIME):  # X may be larger than memory
-                codes = dense(X[start : start + ROWS_AT_A_TIME, [column]])[:, 0]
+                codes = real_array(dense(X[start : start + ROWS_AT_A_TIME, [column]]))[:, 0]
                 right = (codes >= 0) & (codes < most) & (codes == np.floor(codes))
                 if not right.all():
                     row = int(right.argmin())

@@ -1,7 +1,7 @@
 """Other libraries' arrays: those that come in are read where they lie, and results go back as the kind that came.
 
-NumPy reads a CPU's tensors by DLPack, without a copy (`fastbp.kernels.engine.real_array`). Data frames, lists and
-sparse matrices get NumPy's arrays in return, as from scikit-learn.
+NumPy reads a CPU's tensors by DLPack, without a copy (`fastbp.kernels.engine.real_array`), and so does the engine
+"cupy" a GPU's. Data frames, lists and sparse matrices get NumPy's arrays in return, as from scikit-learn.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
 
-from .boundary import as_array, as_count, as_flag, as_metrics, as_number, check_metrics
+from .boundary import as_array, as_count, as_flag, as_metrics, as_number, check_metrics, on_host
 from .callbacks import Callback, EpochFunction, tell, told
 from .interop import dense, in_bounds, is_sparse, like
 from .kernels.ops import Array
@@ -122,10 +122,10 @@ class Sequential(Network):
         X : array, shape (rows, features)
             Finite numbers of any real dtype, at any row stride; converted a batch at a time, so that it may be mapped
             from a file and larger than memory. Arrays of any library, data frames, and SciPy's sparse matrices, which
-            are made dense a batch at a time. Or, without `y`, batches: an iterable of (X, y) or (X, y,
-            sample_weight), gone through anew in each epoch, or a function that returns one. Where it has a length, or
-            from the second epoch on as many as before, a schedule moves with each batch; in a first epoch of unknown
-            length the rate is that of its beginning.
+            are made dense a batch at a time; what is on the engine's GPU stays there. Or, without `y`, batches: an
+            iterable of (X, y) or (X, y, sample_weight), gone through anew in each epoch, or a function that returns
+            one. Where it has a length, or from the second epoch on as many as before, a schedule moves with each batch;
+            in a first epoch of unknown length the rate is that of its beginning.
         y : array
             As the loss wants it: labels, one-hot rows or rows of probabilities, or numbers of shape (rows, outputs).
         epochs, batch_size : int
@@ -479,6 +479,7 @@ class Sequential(Network):
         for layer in self.layers:
             width = layer.width(width)
         loss = loss or _needed("loss", self.loss)
+        y, sample_weight = (on_host(x, self.engine) for x in (y, sample_weight))
         return Data(X, *loss.targets(y, rows, width, sample_weight, f"{prefix}y", self.dtype))
 
     def _time(self, epoch: float | None) -> float:

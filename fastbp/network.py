@@ -346,7 +346,7 @@ class Network:
 
     def _features_of(self, X: Any, name: str = "X") -> Array:
         """X as a table that the first layer takes, in its own dtype, or an error that names what does not fit."""
-        table = as_features(X, self._features, name, self.dtype)
+        table = as_features(X, self._features, name, self.dtype, self.engine)
         self.layers[0].check_rows(table, name)
         return table
 

@@ -33,6 +33,7 @@ THREADS = 256  # of a block, where it does not depend on the arrays
 PIECE_BYTES = 256 << 20  # of tables for which there is no room
 # so many results, by the bytes of each, would hardly all be rounded alike if they were added up in another order
 TELLING = {2: 1 << 22, 4: 64, 8: 64}
+DLPACK_CUDA = 2  # where DLPack says that an array is
 HELD_UP = 1.0  # seconds for which the GPU waits at most, while what is timed is launched
 
 
@@ -79,20 +80,33 @@ class CupyEngine(Engine):
     load_blas = staticmethod(load_libraries)
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
-        if not self.owns(x):
-            x = real_array(x)
-            x = native(x) if x.dtype != np.float16 else x
-        array: Array = cupy.ascontiguousarray(cupy.asarray(x, dtype))
-        return array
+        array = self.resident(x)
+        if array is None:
+            array = real_array(x)
+            array = native(array) if array.dtype != np.float16 else array
+        contiguous: Array = cupy.ascontiguousarray(cupy.asarray(array, dtype))
+        return contiguous
+
+    def resident(self, x: Any) -> Array | None:
+        if self.owns(x):
+            array = x
+        elif hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] == DLPACK_CUDA:
+            try:
+                array = cupy.from_dlpack(x)
+            except (ValueError, TypeError, RuntimeError, BufferError):
+                return None  # `real_array` says why
+        else:
+            return None
+        return native(array) if array.dtype.kind in "fiub" else None
 
     def table(self, x: Any) -> Array:
-        array: Array = x if self.owns(x) else cupy.asarray(native(real_array(x)))
-        return array
+        array = self.resident(x)
+        return cupy.asarray(native(real_array(x))) if array is None else array
 
     def rows_at_a_time(self, tables: Sequence[Array]) -> int | None:
         """All, where they take less than half of the memory that is free: a model needs some, too."""
         size = sum(x.nbytes for x in tables)
-        if size <= PIECE_BYTES:
+        if size <= PIECE_BYTES or any(map(self.owns, tables)):
             return None
         free = cupy.cuda.Device().mem_info[0] + cupy.get_default_memory_pool().free_bytes()
         return None if 2 * size < free else max(1, PIECE_BYTES * len(tables[0]) // size)

@@ -103,6 +103,10 @@ class Engine(OpCaller):
         required: Array = np.require(array, dtype, ["C", "A"])
         return required
 
+    def resident(self, x: Any) -> Array | None:
+        """A user's array that lies in memory which this engine has apart from the host's, at any stride, or None."""
+        return None
+
     def table(self, x: Any) -> Array:
         """A user's table where a replay can read it: here just where it is, at any stride."""
         return native(real_array(x))

@@ -155,6 +155,11 @@ def asarray(x, dtype=None):
     return x if dtype is None or x.dtype == dtype else ndarray(x._array.astype(dtype))
 
 
+def from_dlpack(x):
+    """An array that shares the memory of another library's, which here is one that holds one of these."""
+    return ndarray(x.__dlpack__()._array)
+
+
 def ascontiguousarray(x):
     return x if x.flags.c_contiguous else ndarray(np.ascontiguousarray(x._array))
 
@@ -390,6 +395,7 @@ cupy.__dict__.update(
     empty=empty,
     zeros=zeros,
     asarray=asarray,
+    from_dlpack=from_dlpack,
     ascontiguousarray=ascontiguousarray,
     isfinite=lambda x: wrap(np.isfinite(own(x))),
     asnumpy=lambda x: x.get() if isinstance(x, ndarray) else np.asarray(x),
