@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import datetime
 import functools
+import io
 import itertools
 import json
 import os
@@ -33,7 +34,7 @@ import numpy as np
 
 import fastbp
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 480
 # the network, its batch, steps of an epoch, precisions, and how many times as long others should take at least: torch
 # as it is, and the best of the rest
@@ -48,6 +49,11 @@ CASES = {
 LINES = {"2-64-3": 300, "64-128-10": 32, "30-100-2": 200, "64-512-10": 32, "128-256-128-10": 64, "256-256-10": 128}
 LINES |= {"784-512-256-10": 128}
 ENGINE, LR, REPEATS = "cupy", 0.01, 5
+PROCESSES, SHARES, OF_ENGINES = (
+    4,
+    4,
+    "cupy or fuzz or fused or engines",
+)  # of tests; in the names of those that are run on engines
 Run = Callable[[int], list[float]]  # trains for so many epochs, and gives the seconds of each
 
 
@@ -127,12 +133,15 @@ def training() -> dict[str, Any]:
     return {"passed": all(exact < 1e-6 and half < 0.1 for exact, half in errors.values()), "errors": errors}
 
 
-def tests() -> dict[str, Any]:
-    """Replay, models and ops on this engine."""
-    files = ["tests/test_cuda_replay.py", "tests/cuda/test_cublaslt.py", "tests/test_ops.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "cuda or cupy", *files, "--maxfail=20"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return {"passed": done.returncode == 0, "output": done.stdout.splitlines()[-40:]}
+def tests(share: int) -> dict[str, Any]:
+    """One of SHARES of all tests that are run on each engine, on this one."""
+    import pytest
+
+    files = sorted(map(str, (ROOT / "tests").glob("test_*.py")))[share::SHARES]
+    options = ["-q", "-n", str(PROCESSES), "--dist", "worksteal", "--maxfail", "20", "-k", OF_ENGINES]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        status = pytest.main([*options, *files])
+    return {"passed": status == 0, "output": printed.getvalue().splitlines()[-40:]}
 
 
 def sanitizer() -> dict[str, Any]:
@@ -360,7 +369,8 @@ def by_jax(sizes: list[int], batch: int, steps: int, precision: str) -> Run:
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     **{part.__name__: part for part in (about, check, training, ways)},
     **{f"bench {name}": functools.partial(bench, name) for name in CASES},
-    **{part.__name__: part for part in (sanitizer, tests)},
+    "sanitizer": sanitizer,
+    **{f"tests {share + 1} of {SHARES}": functools.partial(tests, share) for share in range(SHARES)},
 }
 
 

@@ -1,6 +1,7 @@
 """The script that a GPU is looked at with, as far as it goes without one."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -100,6 +101,20 @@ def test_what_is_found_before_time_is_up_is_kept(monkeypatch):
     monkeypatch.setattr(gpu.subprocess, "run", run)
     result = gpu.in_process("bench 2-64-3", 7)
     assert not result["passed"] and result["error"] == "not done after 7 seconds" and result["results"] == [1, 2]
+
+
+def test_all_tests_of_engines_are_shared_out(tmp_path):
+    """To each of four parts two of these files, in one of which a test fails."""
+    (tmp_path / "tests").mkdir()
+    for place in range(8):
+        code = f"def test_cupy(): assert {place} != 6\ndef test_numpy(): raise ValueError"
+        (tmp_path / "tests" / f"test_{place}.py").write_text(code)
+    look = f"from fastbp.benchmarks import gpu; gpu.PROCESSES, gpu.ROOT = 0, gpu.Path({str(tmp_path)!r})"
+    for share in (0, 2):
+        command = [sys.executable, "-c", f"{look}; print(gpu.json.dumps(gpu.PARTS['tests {share + 1} of 4']()))"]
+        result = json.loads(subprocess.run(command, capture_output=True, check=True, cwd=tmp_path).stdout)
+        assert result["passed"] == (share != 2)
+        assert ("1 failed, 1 passed" if share == 2 else "2 passed") in result["output"][-1]
 
 
 def test_how_results_are_judged():
