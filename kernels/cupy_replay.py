@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections import Counter
@@ -138,9 +139,11 @@ class Graph:
                 self._launch(steps, streams)
                 for stream in others:
                     first.wait_event(stream.record())
-            finally:
-                graph = first.end_capture()
-            self._graphs[steps] = graph
+            except BaseException:  # such as Ctrl-C; that the streams are not joined now is no news
+                with contextlib.suppress(RuntimeError):
+                    first.end_capture()
+                raise
+            self._graphs[steps] = first.end_capture()
         return self._graphs[steps]
 
     def _launch(self, steps: int, streams: Sequence[Any]) -> None:

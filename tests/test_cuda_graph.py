@@ -58,6 +58,25 @@ def test_any_order_that_a_graph_allows_gives_the_same_bits(engine, captured):
     assert_same_parameters(model, trained("numpy"), rtol=1e-8)
 
 
+@pytest.mark.parametrize("after", [0, 1, 20])
+def test_ctrl_c_while_a_graph_is_captured(engine, monkeypatch, after):
+    left, run_all = [after], REPLAY.run_all
+
+    def interrupted(launches):
+        if standin.current_stream().is_capturing():
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+        run_all(launches)
+
+    monkeypatch.setattr(REPLAY, "run_all", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained(engine)
+    monkeypatch.undo()
+    monkeypatch.setattr(REPLAY, "blocks_for", lambda *_: 0)
+    assert_same_parameters(trained(engine), trained("numpy"), rtol=1e-8)
+
+
 @pytest.mark.parametrize(
     "kernel", ["dense_weight_grad", "softmax_cross_entropy", "adam", "dropout_forward", "take", "no such kernel"]
 )
