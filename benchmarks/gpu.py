@@ -159,8 +159,12 @@ def sanitizer() -> dict[str, Any]:
 
 
 def some_work() -> None:
-    assert fastbp.check("cupy", ["softmax_cross_entropy", "batch_norm_backward", "adam"]).passed
-    in_each_way([30, 64, 10], batch=50, steps=3)
+    """Without timing how to compute products, which a tool that waits for each kernel holds up."""
+    from fastbp.kernels.cupy_engine import CupyEngine
+
+    with mock.patch.object(CupyEngine, "_fastest", lambda self, kernel, arrays, ways: ways[0]):
+        assert fastbp.check("cupy", ["softmax_cross_entropy", "batch_norm_backward", "adam"]).passed
+        in_each_way([30, 64, 10], batch=50, steps=3)
 
 
 def bench(name: str) -> dict[str, Any]:

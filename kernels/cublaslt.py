@@ -32,12 +32,12 @@ WORKSPACE_BYTES = 32 << 20  # what NVIDIA recommends for Hopper
 CANDIDATES = 8  # how many algorithms the library is asked for
 
 # names and numbers of cublasLt.h, cublas_api.h and library_types.h
-NOT_SUPPORTED = 15
+INVALID_VALUE, NOT_SUPPORTED = 7, 15  # what it answers where it has no such product
 TYPES = {"float32": 0, "float64": 1, "uint16": 14}  # the last holds the bits of bfloat16
 COMPUTE = {"fp32": 68, "tf32": 77, "bf16": 68}  # the last with factors of bfloat16
 COMPUTE_64F = 70
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8
-RELU, BIAS = 2, 4
+NO_EPILOGUE, BIAS = 1, 4
 MAX_WORKSPACE_BYTES, REDUCTION_SCHEME_MASK, MIN_ALIGNMENT_A_BYTES = 1, 3, 5
 # where a result is of bfloat16, its parts are added up in float32 all the same
 REDUCTION_IN_COMPUTE_TYPE, DISALLOW_REDUCED_PRECISION_REDUCTION = 2, 16
@@ -180,10 +180,9 @@ class Blas:
         transpose_b: bool = False,
         compute: int = COMPUTE["fp32"],
         bias: int = 0,
-        relu: bool = False,
         rank: int = 0,
     ) -> Callable[[int], None] | None:
-        """Prepare ``c = a @ b + bias``, with ReLU on top or not.
+        """Prepare ``c = a @ b + bias``.
 
         Parameters
         ----------
@@ -195,7 +194,7 @@ class Blas:
         compute : int
             One of COMPUTE; float64 is always exact.
         bias : int
-            The address of as many numbers as `c` has columns, of its type; 0 for none.
+            The address of as many numbers as `c` has columns, of its type, at a multiple of 16 bytes; 0 for none.
         rank : int, below CANDIDATES
             By which algorithm, in the order in which the library expects them to be fast.
 
@@ -207,10 +206,10 @@ class Blas:
         """
         compute = COMPUTE_64F if matrices[2].kind == TYPES["float64"] else compute
         problem = Problem(matrices, workspace, transpose_a, transpose_b, compute)
-        prepared = _Product(self, problem, bias, relu, rank)
+        prepared = _Product(self, problem, bias, rank)
         if prepared.algorithm is not None:
             return prepared
-        return None if bias or relu or rank else self._classic(problem)
+        return None if bias or rank else self._classic(problem)
 
     def _classic(self, problem: Problem) -> Callable[[int], None]:
         (a, b, c), workspace, transpose_a, transpose_b, compute = problem
@@ -238,7 +237,7 @@ class Blas:
 class _Product:
     """A product on fixed memory; it owns its descriptors."""
 
-    def __init__(self, blas: Blas, problem: Problem, bias: int, relu: bool, rank: int) -> None:
+    def __init__(self, blas: Blas, problem: Problem, bias: int, rank: int) -> None:
         (a, b, c), workspace, transpose_a, transpose_b, compute = problem
         self._blas, self._memory, self._workspace = blas, (b.address, a.address, c.address), workspace
         self._made: list[tuple[str, c_void_p]] = []
@@ -247,7 +246,7 @@ class _Product:
         self._layouts = [self._make("MatrixLayout", x.kind, x.columns, x.rows, x.step) for x in (b, a, c)]
         numbers = {
             TRANSA: c_int(transpose_b), TRANSB: c_int(transpose_a),
-            EPILOGUE: c_uint32((RELU if relu else 0) + (BIAS if bias else 0) or 1),
+            EPILOGUE: c_uint32(BIAS if bias else NO_EPILOGUE),
             **({BIAS_POINTER: c_void_p(bias)} if bias else {}),
         }  # fmt: skip
         for attribute, value in numbers.items():
@@ -255,7 +254,7 @@ class _Product:
         self._halves_result = c.kind == TYPES["uint16"]
         self._alignments = [alignment(x) for x in (*self._memory, c.address)]
         shapes = [x[1:] for x in problem.matrices]
-        key = compute, transpose_a, transpose_b, bool(bias), relu, *shapes, *self._alignments
+        key = compute, transpose_a, transpose_b, bool(bias), *shapes, *self._alignments
         algorithms = blas.algorithms(key, self._find)
         self.algorithm = algorithms[rank] if rank < len(algorithms) else None
 
@@ -295,6 +294,6 @@ class _Product:
                 byref(count),
             )  # fmt: skip
         except BlasError as error:
-            if error.status != NOT_SUPPORTED:
+            if error.status not in (INVALID_VALUE, NOT_SUPPORTED):
                 raise
         return [algorithm for algorithm in found[: count.value] if not algorithm.state]

@@ -33,6 +33,7 @@ THREADS = 256  # of a block, where it does not depend on the arrays
 PIECE_BYTES = 256 << 20  # of tables for which there is no room
 # so many results, by the bytes of each, would hardly all be rounded alike if they were added up in another order
 TELLING = {2: 1 << 22, 4: 64, 8: 64}
+BIAS_ALIGNMENT = 16  # bytes, for a product that adds it: its kernels read as many at a time
 DLPACK_CUDA = 2  # where DLPack says that an array is
 HELD_UP = 1.0  # seconds for which the GPU waits at most, while what is timed is launched
 
@@ -314,15 +315,21 @@ WAYS = [Way(fused, rank) for fused in (True, False) for rank in range(CANDIDATES
 # what launches a product in a way; nothing where that way is not there
 
 
-def dense_forward(
-    engine: CupyEngine, arrays: Mapping[str, Array], way: Way, lane: int, relu: bool = False
-) -> list[Launch]:
-    x, w, b, z = (arrays[name] for name in ("x", "w", "b", "y" if relu else "z"))
+def dense_forward(engine: CupyEngine, arrays: Mapping[str, Array], way: Way, lane: int) -> list[Launch]:
+    x, w, b, z = (arrays[name] for name in ("x", "w", "b", "z"))
     if way.fused:
-        return engine.product(x, w, z, way, lane, bias=address(b), relu=relu)
-    kernel = ("add_bias_relu" if relu else "add_bias") + ("_bfloat16" if z.dtype == np.uint16 else "")
-    bias = Stage(kernel, {"b": b, "z": z})
-    return (product := engine.product(x, w, z, way, lane)) and [*product, *engine.launches(bias)]
+        return engine.product(x, w, z, way, lane, bias=address(b)) if address(b) % BIAS_ALIGNMENT == 0 else []
+    return (product := engine.product(x, w, z, way, lane)) and [
+        *product,
+        *engine.launches(in_place("add_bias", z, b=b)),
+    ]
+
+
+def dense_relu_forward(engine: CupyEngine, arrays: Mapping[str, Array], way: Way, lane: int) -> list[Launch]:
+    """With a ReLU of its own: that of cuBLASLt makes NaN 0."""
+    z = arrays["y"]
+    product = dense_forward(engine, {**arrays, "z": z}, way, lane)
+    return product and [*product, *engine.launches(in_place("rectify", z))]
 
 
 def dense_input_grad(engine: CupyEngine, arrays: Mapping[str, Array], way: Way, lane: int) -> list[Launch]:
@@ -335,9 +342,14 @@ def dense_weight_grad(engine: CupyEngine, arrays: Mapping[str, Array], way: Way,
     return [] if way.fused else engine.product(x, dz, dw, way, lane, transpose_a=True)
 
 
+def in_place(kernel: str, z: Array, **others: Array) -> Stage:
+    """A kernel that changes a product, or its twin where that is of bfloat16."""
+    return Stage(kernel + ("_bfloat16" if z.dtype == np.uint16 else ""), {"z": z, **others})
+
+
 PRODUCTS: dict[str, Callable[[CupyEngine, Mapping[str, Array], Way, int], list[Launch]]] = {
     "dense_forward": dense_forward,
-    "dense_relu_forward": functools.partial(dense_forward, relu=True),
+    "dense_relu_forward": dense_relu_forward,
     "dense_input_grad": dense_input_grad,
     "dense_weight_grad": dense_weight_grad,
 }

@@ -109,18 +109,24 @@ COLUMNS dense_bias_grad_bfloat16(Halves dz, Matrix db) { sum_rows(dz, db); }
 
 COLUMNS bias_grad(Matrix dy, Matrix db) { sum_rows(dy, db); } // of the layer before, behind its activation
 
-template <class Sums> __device__ void add_row(Sums b, Sums z, bool relu)
+template <class Sums> __device__ void add_row(Sums b, Sums z)
 {
-    EACH_ELEMENT(i, j, z) {
-        Real x = Real(z(i, j)) + Real(b(0, j));
-        z(i, j) = relu && x <= 0 ? 0 : x;
-    }
+    EACH_ELEMENT(i, j, z)
+        z(i, j) = Real(z(i, j)) + Real(b(0, j));
 }
 
-ELEMENTS add_bias(Matrix b, Matrix z) { add_row(b, z, false); }
-ELEMENTS add_bias_bfloat16(Halves b, Halves z) { add_row(b, z, false); }
-ELEMENTS add_bias_relu(Matrix b, Matrix z) { add_row(b, z, true); }
-ELEMENTS add_bias_relu_bfloat16(Halves b, Halves z) { add_row(b, z, true); }
+ELEMENTS add_bias(Matrix b, Matrix z) { add_row(b, z); }
+ELEMENTS add_bias_bfloat16(Halves b, Halves z) { add_row(b, z); }
+
+template <class Sums> __device__ void relu(Sums z)
+{
+    EACH_ELEMENT(i, j, z)
+        if (z(i, j) <= 0) // the comparison lets NaN through
+            z(i, j) = 0;
+}
+
+ELEMENTS rectify(Matrix z) { relu(z); }
+ELEMENTS rectify_bfloat16(Halves z) { relu(z); }
 
 ELEMENTS to_bfloat16(Matrix x, Halves h)
 {

@@ -1,5 +1,5 @@
 // Products on the host behind the functions of cuBLASLt and cuBLAS that cublaslt.py calls, by their documentation:
-// matrices lie column by column, and d = act(op(a) op(b) + bias of each row).
+// matrices lie column by column, and d = op(a) op(b) + bias of each row.
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -22,7 +22,7 @@ struct Result {
     float waves;
     int reserved[4];
 };
-enum { TRANSA = 3, TRANSB = 4, EPILOGUE = 7, BIAS_POINTER = 8, RELU = 2, BIAS = 4 };
+enum { TRANSA = 3, TRANSB = 4, EPILOGUE = 7, BIAS_POINTER = 8, BIAS = 4 };
 enum { R_32F = 0, R_64F = 1, R_16BF = 14, COMPUTE_64F = 70 };
 enum { INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
 
@@ -49,7 +49,7 @@ struct Bfloat16 {
 template <class Real, class Factor, class Result>
 static void multiply(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void *given_alpha,
                      const void *given_a, int64_t lda, const void *given_b, int64_t ldb, const void *given_beta,
-                     void *given_c, int64_t ldc, const void *given_bias, bool relu, bool otherwise)
+                     void *given_c, int64_t ldc, const void *given_bias, bool otherwise)
 {
     Real alpha = *(const Real *)given_alpha, beta = *(const Real *)given_beta;
     const Factor *a = (const Factor *)given_a, *b = (const Factor *)given_b;
@@ -69,7 +69,7 @@ static void multiply(int transpose_a, int transpose_b, int64_t m, int64_t n, int
         for (int64_t i = 0; i < m; i++) {
             Real x = alpha * column[i] + (beta == 0 ? 0 : beta * Real(c[i + j * ldc]));
             x += bias ? Real(bias[i]) : 0;
-            c[i + j * ldc] = relu && x <= 0 ? 0 : x;
+            c[i + j * ldc] = x;
         }
     }
 }
@@ -87,7 +87,7 @@ static auto multiply_of(int factors, int result) -> decltype(&multiply<float, fl
 }
 
 extern "C" {
-int fused_epilogues = 1, any_algorithm = 1; // what this library can do, for tests of what happens if it cannot
+int fused_epilogues = 1, any_algorithm = 1, refusal = NOT_SUPPORTED; // what this library can do, for tests of what happens if it cannot
 int algorithms = 3;                         // how many it knows with an epilogue, and without; the third rounds otherwise
 
 int cublasLtCreate(void **handle) { return *handle = (void *)1, 0; }
@@ -132,7 +132,7 @@ int cublasLtMatmulAlgoGetHeuristic(void *, Product *product, Layout *, Layout *,
     memset(results, 0, wanted * sizeof(Result));
     for (int rank = 0; rank < *count; rank++)
         results[rank].algorithm[0] = rank + (fused ? 0 : 10);
-    return *count ? 0 : NOT_SUPPORTED;
+    return *count ? 0 : refusal;
 }
 int cublasLtMatmul(void *, Product *product, const void *alpha, const void *a, Layout *of_a, const void *b, Layout *of_b,
                    const void *beta, const void *c, Layout *of_c, void *d, Layout *of_d, const Result *how,
@@ -145,7 +145,7 @@ int cublasLtMatmul(void *, Product *product, const void *alpha, const void *a, L
         (ta ? of_a->columns : of_a->rows) != of_d->rows || (tb ? of_b->rows : of_b->columns) != of_d->columns ||
         (tb ? of_b->columns : of_b->rows) != k)
         return INVALID_VALUE;
-    bool relu = given[EPILOGUE] & RELU, otherwise = how->algorithm[0] % 10 == 2;
+    bool otherwise = how->algorithm[0] % 10 == 2;
     void *bias = given[EPILOGUE] & BIAS ? (void *)given[BIAS_POINTER] : nullptr;
     int compute = of_d->type == R_64F ? COMPUTE_64F : product->compute;
     if (product->compute != compute || of_a->type != of_b->type)
@@ -153,7 +153,7 @@ int cublasLtMatmul(void *, Product *product, const void *alpha, const void *a, L
     auto run = multiply_of(of_a->type, of_d->type);
     if (!run)
         return INVALID_VALUE;
-    run(ta, tb, of_d->rows, of_d->columns, k, alpha, a, of_a->step, b, of_b->step, beta, d, of_d->step, bias, relu,
+    run(ta, tb, of_d->rows, of_d->columns, k, alpha, a, of_a->step, b, of_b->step, beta, d, of_d->step, bias,
         otherwise);
     return 0;
 }
@@ -163,7 +163,7 @@ int cublasGemmEx(void *, int ta, int tb, int m, int n, int k, const void *alpha,
     auto run = multiply_of(type, type_of_c);
     if (!run || math_mode != 16)
         return INVALID_VALUE;
-    run(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, nullptr, false, false);
+    run(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, nullptr, false);
     return 0;
 }
 }

@@ -36,7 +36,7 @@ def matrix(x):
 def test_the_library_takes_descriptors_layouts_and_attributes(real, monkeypatch):
     monkeypatch.setattr(cublaslt._Product, "_find", lambda self: cublaslt.Algorithm())
     x, w, z, b = (np.ones(shape, np.float32) for shape in ((5, 3), (3, 2), (5, 2), (1, 2)))
-    prepared = real.product((matrix(x), matrix(w), matrix(z)), 256, bias=b.ctypes.data, relu=True)
+    prepared = real.product((matrix(x), matrix(w), matrix(z)), 256, bias=b.ctypes.data)
 
     def said(attribute, kind):
         value, written = kind(), ctypes.c_size_t()
@@ -46,7 +46,7 @@ def test_the_library_takes_descriptors_layouts_and_attributes(real, monkeypatch)
         assert written.value == size.value
         return value.value
 
-    assert said(cublaslt.EPILOGUE, ctypes.c_uint32) == cublaslt.RELU | cublaslt.BIAS
+    assert said(cublaslt.EPILOGUE, ctypes.c_uint32) == cublaslt.BIAS
     assert said(cublaslt.BIAS_POINTER, ctypes.c_void_p) == b.ctypes.data
     assert said(cublaslt.TRANSA, ctypes.c_int) == said(cublaslt.TRANSB, ctypes.c_int) == 0
 
@@ -63,17 +63,14 @@ def test_the_library_refuses_what_is_wrong(real):
 @pytest.mark.parametrize("transpose_b", [False, True])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_products_of_rows(blas, rng, transpose_a, transpose_b, dtype):
-    """c = a @ b, and max(a @ b + bias, 0), of padded rows."""
+    """c = a @ b, and a @ b + bias, of padded rows."""
     a, b, c = (
         rng.standard_normal((rows, columns + 3)).astype(dtype)[:, :columns]
         for rows, columns in ((5, 4)[:: -1 if transpose_a else 1], (4, 7)[:: -1 if transpose_b else 1], (5, 7))
     )
     bias, options = rng.standard_normal(7).astype(dtype), {"transpose_a": transpose_a, "transpose_b": transpose_b}
     wanted = (a.T if transpose_a else a) @ (b.T if transpose_b else b)
-    for extra, expected in (
-        ({}, wanted),
-        ({"bias": bias.ctypes.data, "relu": True}, np.maximum(wanted + bias, 0)),
-    ):
+    for extra, expected in (({}, wanted), ({"bias": bias.ctypes.data}, wanted + bias)):
         c[...] = np.nan
         blas.product((matrix(a), matrix(b), matrix(c)), 256, **options, **extra)(0)
         np.testing.assert_allclose(c, expected, rtol=1e-5, atol=1e-5)

@@ -31,7 +31,7 @@ def test_kernels_compile(file, floats, architecture):
         pytest.skip(f"needs nvidia-cuda-nvrtc: {error}")
     code = source_of_parts(STEP, floats, file) if isinstance(file, int) else source([file], floats)
     program = run(nvrtc.nvrtcCreateProgram, code.encode(), b"kernels.cu", 0, [], [])
-    options = [f"--gpu-architecture={architecture}".encode(), *(option.encode() for option in OPTIONS)]
+    options = [option.encode() for option in (f"--gpu-architecture={architecture}", "-ftz=true", *OPTIONS)]  # as CuPy
     status = nvrtc.nvrtcCompileProgram(program, len(options), options)[0]
     log = b" " * run(nvrtc.nvrtcGetProgramLogSize, program)
     run(nvrtc.nvrtcGetProgramLog, program, log)

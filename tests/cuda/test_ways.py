@@ -8,6 +8,7 @@ import ctypes
 import numpy as np
 import pytest
 
+from fastbp.kernels.cublaslt import INVALID_VALUE, NOT_SUPPORTED
 from fastbp.kernels.engine import Call
 from fastbp.kernels.ops import OPS
 
@@ -133,14 +134,30 @@ def test_without_memory_to_try_ways_the_first_is_taken(engine, blas, monkeypatch
     assert taken(engine, blas) == 0
 
 
+@pytest.mark.parametrize("refusal", [INVALID_VALUE, NOT_SUPPORTED])
 @pytest.mark.parametrize(("lacking", "first"), [("fused_epilogues", PLAIN), ("any_algorithm", "cublasGemmEx")])
-def test_what_is_there_is_taken(engine, blas, lacking, first):
-    switch = ctypes.c_int.in_dll(blas.loaded, lacking)
-    switch.value = 0
+def test_what_is_there_is_taken(engine, blas, lacking, first, refusal):
+    switches = [ctypes.c_int.in_dll(blas.loaded, name) for name in (lacking, "refusal")]
+    before = [switch.value for switch in switches]
     try:
+        for switch, value in zip(switches, (0, refusal), strict=True):
+            switch.value = value
         assert taken(engine, blas) == first
     finally:
-        switch.value = 1
+        for switch, value in zip(switches, before, strict=True):
+            switch.value = value
+
+
+def test_a_bias_at_an_odd_place_is_not_left_to_the_library(engine, blas):
+    x, w, b, z = call_of(engine, "dense_forward").arguments
+    wide = engine.zeros((1, 17), np.float32)
+    wide[:, 1:] = b
+    program = engine.program([Call(OPS["dense_forward"], (x, w, wide[:, 1:], z))])
+    program.bind()
+    blas.ran.clear()
+    program.run(1)
+    assert blas.ran == {PLAIN: 1}
+    np.testing.assert_allclose(z.get(), x.get() @ w.get() + b.get(), rtol=1e-4, atol=1e-5)
 
 
 def test_noise_lies_as_what_it_stands_for(engine):
