@@ -157,12 +157,16 @@ ELEMENTS dropout_forward(Matrix x, Doubles rate, Words key, Matrix y, Matrix mas
     Real scale = rate[0] < 1 ? 1 / (1 - rate[0]) : 0;
     EACH(block, (size + 7) / 8) {
         Block random = philox(block + 1, key);
-        for (Index k = 8 * block; k < 8 * block + 8 && k < size; k++) {
-            Index i = k / x.columns, j = k % x.columns;
-            unsigned half = random.word[k % 8 / 2] >> (k % 2 ? 32 : 0);
-            mask(i, j) = (half >> 8) / 16777216.0 >= rate[0] ? scale : 0;
-            y(i, j) = x(i, j) * mask(i, j);
-        }
+        Index i = 8 * block / x.columns, j = 8 * block % x.columns;
+        for (int k = 0; k < 8; k++) // unrolled, and so with words in registers
+            if (i < x.rows) {
+                unsigned half = random.word[k / 2] >> (k % 2 ? 32 : 0);
+                Real kept = (half >> 8) / 16777216.0 >= rate[0] ? scale : 0;
+                mask(i, j) = kept;
+                y(i, j) = x(i, j) * kept;
+                if (++j == x.columns)
+                    j = 0, i++;
+            }
     }
     if (is_last_block(room) && is_first_thread())
         key[2]++;
