@@ -49,11 +49,8 @@ CASES = {
 LINES = {"2-64-3": 300, "64-128-10": 32, "30-100-2": 200, "64-512-10": 32, "128-256-128-10": 64, "256-256-10": 128}
 LINES |= {"784-512-256-10": 128}
 ENGINE, LR, REPEATS = "cupy", 0.01, 5
-PROCESSES, SHARES, OF_ENGINES = (
-    4,
-    4,
-    "cupy or fuzz or fused or engines",
-)  # of tests; in the names of those that are run on engines
+PROCESSES, SHARES = 4, 4  # of the tests
+OF_ENGINES = "cupy or fuzz or fused or engines"  # in the names of those that are run on each engine
 Run = Callable[[int], list[float]]  # trains for so many epochs, and gives the seconds of each
 
 

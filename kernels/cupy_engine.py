@@ -319,10 +319,8 @@ def dense_forward(engine: CupyEngine, arrays: Mapping[str, Array], way: Way, lan
     x, w, b, z = (arrays[name] for name in ("x", "w", "b", "z"))
     if way.fused:
         return engine.product(x, w, z, way, lane, bias=address(b)) if address(b) % BIAS_ALIGNMENT == 0 else []
-    return (product := engine.product(x, w, z, way, lane)) and [
-        *product,
-        *engine.launches(in_place("add_bias", z, b=b)),
-    ]
+    product = engine.product(x, w, z, way, lane)
+    return product and [*product, *engine.launches(in_place("add_bias", z, b=b))]
 
 
 def dense_relu_forward(engine: CupyEngine, arrays: Mapping[str, Array], way: Way, lane: int) -> list[Launch]:
