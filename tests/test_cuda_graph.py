@@ -69,11 +69,9 @@ def test_ctrl_c_while_a_graph_is_captured(engine, monkeypatch, after):
             left[0] -= 1
         run_all(launches)
 
-    monkeypatch.setattr(REPLAY, "run_all", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(REPLAY, "run_all", interrupted)
         trained(engine)
-    monkeypatch.undo()
-    monkeypatch.setattr(REPLAY, "blocks_for", lambda *_: 0)
     assert_same_parameters(trained(engine), trained("numpy"), rtol=1e-8)
 
 

@@ -38,22 +38,22 @@ class Tensor:
         return self.array
 
 
-def by_columns(engine, x):
-    return engine.asarray(x.T.copy()).T
-
-
-def part(engine, x):
-    wide = engine.zeros((2 * ROWS, 7), x.dtype)
-    wide[::2, 1:5] = engine.asarray(x)
-    return wide[::2, 1:5]
-
-
-def plain(engine, x):
+def plain(x):
     return standin.asarray(x)
 
 
-def tensor(engine, x):
-    return Tensor(standin.asarray(x))
+def tensor(x):
+    return Tensor(plain(x))
+
+
+def by_columns(x):
+    return plain(x.T.copy()).T
+
+
+def part(x):
+    wide = standin.zeros((2 * ROWS, 7), x.dtype)
+    wide[::2, 1:5] = plain(x)
+    return wide[::2, 1:5]
 
 
 @pytest.fixture
@@ -86,12 +86,12 @@ def test_it_gives_the_same_bits_and_stays(engine, place, dtype, stays):
 
     x, small = X.astype(dtype), tensor if place is tensor else plain
     expected = used(x, Y, WEIGHTS)
-    assert used(stays(place(engine, x)), small(engine, Y), small(engine, WEIGHTS)) == expected
+    assert used(stays(place(x)), small(Y), small(WEIGHTS)) == expected
 
 
 @pytest.mark.parametrize("place", [plain, tensor])
 def test_a_table_is_read_where_it_lies(engine, place):
-    x = place(engine, X)
+    x = place(X)
     array = getattr(x, "array", x)
     assert engine.table(x).data.ptr == engine.asarray(x).data.ptr == array.data.ptr
     assert engine.resident(X) is None and engine.resident([1.0]) is None
@@ -124,7 +124,7 @@ def test_what_is_not_finite_is_named_as_on_the_host(engine, place, dtype, bad):
             use(x)
         assert f"X must hold finite float64 numbers, got {bad} at (7, 2)" == str(expected.value)
         with pytest.raises(ValueError) as found:
-            use(place(engine, x))
+            use(place(x))
         assert str(found.value) == str(expected.value)
     assert state_of(model) == before
 
@@ -139,14 +139,14 @@ def test_numbers_too_large_for_the_model(engine):
 @pytest.mark.parametrize(
     ("x", "y", "match"),
     [
-        (lambda: plain(0, X[:, :3]), lambda: Y, r"X must have shape \(rows, 4\), got \(50, 3\)"),
-        (lambda: plain(0, X[0]), lambda: Y, r"X must have shape .*; a single row is X.reshape\(1, -1\)"),
-        (lambda: plain(0, X[:0]), lambda: Y[:0], r"X must have shape \(rows, 4\), got \(0, 4\)"),
+        (lambda: plain(X[:, :3]), lambda: Y, r"X must have shape \(rows, 4\), got \(50, 3\)"),
+        (lambda: plain(X[0]), lambda: Y, r"X must have shape .*; a single row is X.reshape\(1, -1\)"),
+        (lambda: plain(X[:0]), lambda: Y[:0], r"X must have shape \(rows, 4\), got \(0, 4\)"),
         (lambda: standin.ndarray(X + 1j), lambda: Y, "X must hold real numbers, got dtype complex128"),
         (lambda: Tensor(standin.ndarray(X + 1j)), lambda: Y, "X must be an array of numbers, got Tensor: "),
         (lambda: Tensor(None), lambda: Y, "X must be an array of numbers, got Tensor: it needs a gradient"),
-        (lambda: plain(0, X), lambda: plain(0, Y + 1), "y must hold labels from 0 to 2, got 3"),
-        (lambda: plain(0, X), lambda: Tensor(None), "y must be an array of numbers, got Tensor: it needs a gradient"),
+        (lambda: plain(X), lambda: plain(Y + 1), "y must hold labels from 0 to 2, got 3"),
+        (lambda: plain(X), lambda: Tensor(None), "y must be an array of numbers, got Tensor: it needs a gradient"),
     ],
 )
 def test_what_does_not_fit_is_named(engine, x, y, match):

@@ -87,8 +87,9 @@ static auto multiply_of(int factors, int result) -> decltype(&multiply<float, fl
 }
 
 extern "C" {
-int fused_epilogues = 1, any_algorithm = 1, refusal = NOT_SUPPORTED; // what this library can do, for tests of what happens if it cannot
-int algorithms = 3;                         // how many it knows with an epilogue, and without; the third rounds otherwise
+// what this library can do, and what it says where it cannot, for tests of what happens then
+int fused_epilogues = 1, any_algorithm = 1, refusal = NOT_SUPPORTED;
+int algorithms = 3; // how many it knows with an epilogue, and without; the third rounds otherwise
 
 int cublasLtCreate(void **handle) { return *handle = (void *)1, 0; }
 int cublasCreate_v2(void **handle) { return *handle = (void *)2, 0; }
@@ -153,8 +154,7 @@ int cublasLtMatmul(void *, Product *product, const void *alpha, const void *a, L
     auto run = multiply_of(of_a->type, of_d->type);
     if (!run)
         return INVALID_VALUE;
-    run(ta, tb, of_d->rows, of_d->columns, k, alpha, a, of_a->step, b, of_b->step, beta, d, of_d->step, bias,
-        otherwise);
+    run(ta, tb, of_d->rows, of_d->columns, k, alpha, a, of_a->step, b, of_b->step, beta, d, of_d->step, bias, otherwise);
     return 0;
 }
 int cublasGemmEx(void *, int ta, int tb, int m, int n, int k, const void *alpha, const void *a, int type, int lda,

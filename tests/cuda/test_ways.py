@@ -136,16 +136,10 @@ def test_without_memory_to_try_ways_the_first_is_taken(engine, blas, monkeypatch
 
 @pytest.mark.parametrize("refusal", [INVALID_VALUE, NOT_SUPPORTED])
 @pytest.mark.parametrize(("lacking", "first"), [("fused_epilogues", PLAIN), ("any_algorithm", "cublasGemmEx")])
-def test_what_is_there_is_taken(engine, blas, lacking, first, refusal):
-    switches = [ctypes.c_int.in_dll(blas.loaded, name) for name in (lacking, "refusal")]
-    before = [switch.value for switch in switches]
-    try:
-        for switch, value in zip(switches, (0, refusal), strict=True):
-            switch.value = value
-        assert taken(engine, blas) == first
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.value = value
+def test_what_is_there_is_taken(engine, blas, monkeypatch, lacking, first, refusal):
+    for name, value in ((lacking, 0), ("refusal", refusal)):
+        monkeypatch.setattr(ctypes.c_int.in_dll(blas.loaded, name), "value", value)
+    assert taken(engine, blas) == first
 
 
 def test_a_bias_at_an_odd_place_is_not_left_to_the_library(engine, blas):
