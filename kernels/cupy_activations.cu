@@ -2,95 +2,65 @@
 
 ELEMENTS add(Matrix x, Matrix y, Matrix z)
 {
-    EACH_ELEMENT(i, j, x)
-        z(i, j) = x(i, j) + y(i, j);
+    map(z, [](Real x, Real y) { return x + y; }, x, y);
 }
 
-ELEMENTS multiply(Matrix x, Matrix y, Matrix z)
-{
-    EACH_ELEMENT(i, j, x)
-        z(i, j) = x(i, j) * y(i, j);
-}
+ELEMENTS multiply(Matrix x, Matrix y, Matrix z) { map(z, multiplied, x, y); }
 
 ELEMENTS scale(Matrix x, Doubles factor, Matrix y)
 {
-    EACH_ELEMENT(i, j, x)
-        y(i, j) = Real(factor[0]) * x(i, j);
+    Real by = factor[0];
+    map(y, [by](Real x) { return by * x; }, x);
 }
 
-ELEMENTS relu_forward(Matrix x, Matrix y)
-{
-    EACH_ELEMENT(i, j, x)
-        y(i, j) = x(i, j) <= 0 ? 0 : x(i, j); // the comparison lets NaN through
-}
+ELEMENTS relu_forward(Matrix x, Matrix y) { map(y, rectified, x); }
 
-ELEMENTS relu_backward(Matrix dy, Matrix y, Matrix dx)
-{
-    EACH_ELEMENT(i, j, y)
-        dx(i, j) = y(i, j) <= 0 ? 0 : dy(i, j);
-}
+ELEMENTS relu_backward(Matrix dy, Matrix y, Matrix dx) { map(dx, relu_slope, dy, y); }
 
 ELEMENTS leaky_relu_forward(Matrix x, Doubles negative_slope, Matrix y)
 {
-    EACH_ELEMENT(i, j, x)
-        y(i, j) = x(i, j) > 0 ? x(i, j) : Real(negative_slope[0]) * x(i, j);
+    Real slope = negative_slope[0];
+    map(y, [slope](Real x) { return x > 0 ? x : slope * x; }, x);
 }
 
 ELEMENTS leaky_relu_backward(Matrix dy, Matrix y, Doubles negative_slope, Matrix dx)
 {
-    EACH_ELEMENT(i, j, y)
-        dx(i, j) = y(i, j) > 0 ? dy(i, j) : Real(negative_slope[0]) * dy(i, j);
+    Real slope = negative_slope[0];
+    map(dx, [slope](Real dy, Real y) { return leaky_relu_slope(dy, y, slope); }, dy, y);
 }
 
 ELEMENTS elu_forward(Matrix x, Doubles alpha, Matrix y)
 {
-    EACH_ELEMENT(i, j, x)
-        y(i, j) = x(i, j) > 0 ? x(i, j) : Real(alpha[0]) * expm1(x(i, j));
+    Real scale = alpha[0];
+    map(y, [scale](Real x) { return x > 0 ? x : scale * expm1(x); }, x);
 }
 
 ELEMENTS elu_backward(Matrix dy, Matrix y, Doubles alpha, Matrix dx)
 {
-    EACH_ELEMENT(i, j, y)
-        dx(i, j) = y(i, j) > 0 ? dy(i, j) : dy(i, j) * (y(i, j) + Real(alpha[0]));
+    Real scale = alpha[0];
+    map(dx, [scale](Real dy, Real y) { return elu_slope(dy, y, scale); }, dy, y);
 }
 
 ELEMENTS tanh_forward(Matrix x, Matrix y)
 {
-    EACH_ELEMENT(i, j, x)
-        y(i, j) = tanh(x(i, j));
+    map(y, [](Real x) { return tanh(x); }, x);
 }
 
-ELEMENTS tanh_backward(Matrix dy, Matrix y, Matrix dx)
-{
-    EACH_ELEMENT(i, j, y)
-        dx(i, j) = dy(i, j) * ((1 - y(i, j)) * (1 + y(i, j)));
-}
+ELEMENTS tanh_backward(Matrix dy, Matrix y, Matrix dx) { map(dx, tanh_slope, dy, y); }
 
-ELEMENTS sigmoid_forward(Matrix x, Matrix y)
-{
-    EACH_ELEMENT(i, j, x)
-        y(i, j) = sigmoid(x(i, j));
-}
+ELEMENTS sigmoid_forward(Matrix x, Matrix y) { map(y, sigmoid, x); }
 
-ELEMENTS sigmoid_backward(Matrix dy, Matrix y, Matrix dx)
-{
-    EACH_ELEMENT(i, j, y)
-        dx(i, j) = dy(i, j) * (y(i, j) * (1 - y(i, j)));
-}
+ELEMENTS sigmoid_backward(Matrix dy, Matrix y, Matrix dx) { map(dx, sigmoid_slope, dy, y); }
 
 ELEMENTS gelu_forward(Matrix x, Matrix y)
 {
-    EACH_ELEMENT(i, j, x)
-        y(i, j) = x(i, j) * normcdf(x(i, j)); // Hendrycks and Gimpel, 2016
+    map(y, [](Real x) { return x * normcdf(x); }, x); // Hendrycks and Gimpel, 2016
 }
 
 ELEMENTS gelu_backward(Matrix dy, Matrix x, Matrix dx)
 {
     const Real peak = 0.3989422804014327; // of the normal density, 1 / sqrt(2 * pi)
-    EACH_ELEMENT(i, j, x) {
-        Real u = x(i, j);
-        dx(i, j) = dy(i, j) * (normcdf(u) + u * peak * exp(-u * u / 2));
-    }
+    map(dx, [peak](Real dy, Real x) { return dy * (normcdf(x) + x * peak * exp(-x * x / 2)); }, dy, x);
 }
 
 // u in GELU's approximation by x * sigmoid(u), and its slope
@@ -100,44 +70,41 @@ __device__ static Real bent_slope(Real x) { return Real(BEND) * (1 + Real(3 * CU
 
 ELEMENTS gelu_tanh_forward(Matrix x, Matrix y)
 {
-    EACH_ELEMENT(i, j, x)
-        y(i, j) = x(i, j) * sigmoid(bent(x(i, j)));
+    map(y, [](Real x) { return x * sigmoid(bent(x)); }, x);
 }
 
 ELEMENTS gelu_tanh_backward(Matrix dy, Matrix x, Matrix dx)
 {
-    EACH_ELEMENT(i, j, x) {
-        Real u = bent(x(i, j));
-        dx(i, j) = dy(i, j) * sigmoid(u) * (1 + x(i, j) * sigmoid(-u) * bent_slope(x(i, j)));
-    }
+    map(dx, [](Real dy, Real x) {
+        Real u = bent(x);
+        return dy * sigmoid(u) * (1 + x * sigmoid(-u) * bent_slope(x));
+    }, dy, x);
 }
 
 ELEMENTS silu_forward(Matrix x, Matrix y)
 {
-    EACH_ELEMENT(i, j, x)
-        y(i, j) = x(i, j) * sigmoid(x(i, j)); // Elfwing et al., 2018
+    map(y, [](Real x) { return x * sigmoid(x); }, x); // Elfwing et al., 2018
 }
 
 ELEMENTS silu_backward(Matrix dy, Matrix x, Matrix dx)
 {
-    EACH_ELEMENT(i, j, x)
-        dx(i, j) = dy(i, j) * sigmoid(x(i, j)) * (1 + x(i, j) * sigmoid(-x(i, j)));
+    map(dx, [](Real dy, Real x) { return dy * sigmoid(x) * (1 + x * sigmoid(-x)); }, dy, x);
 }
 
 ELEMENTS softplus_forward(Matrix x, Doubles beta, Doubles threshold, Matrix y)
 {
     Real scale = beta[0], end = threshold[0];
-    EACH_ELEMENT(i, j, x) {
-        Real u = scale * x(i, j);
-        y(i, j) = u > end ? x(i, j) : ((u > 0 ? u : 0) + log1p(exp(-fabs(u)))) / scale;
-    }
+    map(y, [scale, end](Real x) {
+        Real u = scale * x;
+        return u > end ? x : ((u > 0 ? u : 0) + log1p(exp(-fabs(u)))) / scale;
+    }, x);
 }
 
 ELEMENTS softplus_backward(Matrix dy, Matrix x, Doubles beta, Doubles threshold, Matrix dx)
 {
     Real scale = beta[0], end = threshold[0];
-    EACH_ELEMENT(i, j, x) {
-        Real u = scale * x(i, j);
-        dx(i, j) = u > end ? dy(i, j) : dy(i, j) * sigmoid(u);
-    }
+    map(dx, [scale, end](Real dy, Real x) {
+        Real u = scale * x;
+        return u > end ? dy : dy * sigmoid(u);
+    }, dy, x);
 }

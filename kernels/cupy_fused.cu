@@ -1,46 +1,30 @@
 // Behind a matrix product: an activation's slope, and the bias gradient of its layer; see cupy_math.cu.
 
 // dx *= slope(y), and its sums over rows.
-template <class Array, class Slope> __device__ void bend(Array y, Array dx, Matrix db, Slope slope)
+template <class T, class Slope> __device__ void bend(Rows<T> y, Rows<T> dx, Matrix db, Room room, Slope slope)
 {
-    EACH_COLUMN(j, lanes, dx) {
-        Real sum = 0;
-        ALONG_COLUMN(i, j, lanes, dx) {
-            Real bent = slope(dx(i, j), y(i, j));
-            dx(i, j) = bent;
-            sum += bent;
-        }
-        sum = over_column(sum, lanes);
-        if (j < dx.columns)
-            db(0, j) = sum;
-    }
+    sum_rows<1>(db, room, [slope](T &dx, Real y) {
+        Real bent = slope(dx, y);
+        dx = bent;
+        return bent;
+    }, dx, y);
 }
 
-struct ReluSlope {
-    __device__ Real operator()(Real dy, Real y) const { return y <= 0 ? 0 : dy; }
-};
+SUMS relu_grads(Matrix y, Matrix dx, Matrix db, Room room) { bend(y, dx, db, room, relu_slope); }
+SUMS relu_grads_bfloat16(Halves y, Halves dx, Matrix db, Room room) { bend(y, dx, db, room, relu_slope); }
 
-COLUMNS relu_grads(Matrix y, Matrix dx, Matrix db) { bend(y, dx, db, ReluSlope()); }
-COLUMNS relu_grads_bfloat16(Halves y, Halves dx, Matrix db) { bend(y, dx, db, ReluSlope()); }
-
-COLUMNS leaky_relu_grads(Matrix y, Doubles negative_slope, Matrix dx, Matrix db)
+SUMS leaky_relu_grads(Matrix y, Doubles negative_slope, Matrix dx, Matrix db, Room room)
 {
     Real slope = negative_slope[0];
-    bend(y, dx, db, [slope](Real dy, Real y) { return y > 0 ? dy : slope * dy; });
+    bend(y, dx, db, room, [slope](Real dy, Real y) { return leaky_relu_slope(dy, y, slope); });
 }
 
-COLUMNS elu_grads(Matrix y, Doubles alpha, Matrix dx, Matrix db)
+SUMS elu_grads(Matrix y, Doubles alpha, Matrix dx, Matrix db, Room room)
 {
     Real scale = alpha[0];
-    bend(y, dx, db, [scale](Real dy, Real y) { return y > 0 ? dy : dy * (y + scale); });
+    bend(y, dx, db, room, [scale](Real dy, Real y) { return elu_slope(dy, y, scale); });
 }
 
-COLUMNS tanh_grads(Matrix y, Matrix dx, Matrix db)
-{
-    bend(y, dx, db, [](Real dy, Real y) { return dy * ((1 - y) * (1 + y)); });
-}
+SUMS tanh_grads(Matrix y, Matrix dx, Matrix db, Room room) { bend(y, dx, db, room, tanh_slope); }
 
-COLUMNS sigmoid_grads(Matrix y, Matrix dx, Matrix db)
-{
-    bend(y, dx, db, [](Real dy, Real y) { return dy * (y * (1 - y)); });
-}
+SUMS sigmoid_grads(Matrix y, Matrix dx, Matrix db, Room room) { bend(y, dx, db, room, sigmoid_slope); }

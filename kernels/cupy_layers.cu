@@ -37,33 +37,62 @@ struct Coming {
     __device__ Word operator[](Word i) const { return order[cursor[0] + i]; }
 };
 
-template <class Places, class Batch> __device__ void take_rows(Table x, Places rows, Batch xb)
+// Copy some rows to a batch, N columns at a time: `read` asks for what is in a row from column j on, and `number` makes
+// of it the number of one of these columns.
+template <int N, class Places, class T, class Read, class Number>
+__device__ void take_packs(Places rows, Rows<T> xb, Read read, Number number)
 {
-    const int AHEAD = 4; // how many elements a thread waits for at a time
-    Lanes lanes(xb.columns, block_size());
-    Index step = grid_y() * lanes.rows;
-    for (Index i = block_y() * lanes.rows + lanes.row; i < xb.rows; i += AHEAD * step)
-        for (Index j = block_x() * lanes.count + lanes.mine; j < xb.columns; j += grid_x() * lanes.count) {
-            Word row[AHEAD], bits[AHEAD];
+    const int AHEAD = 4; // how many reads a thread waits for at a time
+    Steps steps(xb.columns, N);
+    for (Index i = steps.row; i < xb.rows; i += AHEAD * steps.down)
+        for (Index j = steps.column; j < xb.columns; j += steps.right) {
+            Word row[AHEAD];
+            decltype(read(0, 0)) found[AHEAD];
             for (int n = 0; n < AHEAD; n++)
-                row[n] = i + n * step < xb.rows ? rows[i + n * step] : 0;
+                row[n] = i + n * steps.down < xb.rows ? rows[i + n * steps.down] : 0;
             for (int n = 0; n < AHEAD; n++)
-                bits[n] = x.bits(row[n], j);
+                found[n] = read(row[n], j);
             for (int n = 0; n < AHEAD; n++)
-                if (i + n * step < xb.rows)
-                    xb(i + n * step, j) = x.number(bits[n]);
+                if (i + n * steps.down < xb.rows) {
+                    Pack<T, N> pack;
+                    for (int m = 0; m < N; m++)
+                        pack.items[m] = number(found[n], m);
+                    store(pack, xb, i + n * steps.down, j, true);
+                }
         }
+}
+
+// Copy rows of floats or doubles, four at a time; whether they lie so.
+template <class E, class Places, class T> __device__ bool take_fours(Table x, Places rows, Rows<T> xb)
+{
+    bool fit = x.type == (sizeof(E) == 4 ? 9 : 10) && x.column_step == sizeof(E) && xb.columns % 4 == 0;
+    if (!fit || ((Word)x.data | x.row_step) % 16 || !is_aligned<4>(xb))
+        return false;
+    take_packs<4>(rows, xb, [x](Word row, Index j) {
+        return *(const Pack<E, 4> *)(x.data + row * x.row_step + j * sizeof(E));
+    }, [](const Pack<E, 4> &pack, int n) { return pack.items[n]; });
+    return true;
+}
+
+template <class Places, class T> __device__ void take_rows(Table x, Places rows, Rows<T> xb)
+{
+#ifndef PARTS
+    if (take_fours<float>(x, rows, xb) || take_fours<double>(x, rows, xb))
+        return;
+#endif
+    take_packs<1>(rows, xb, [x](Word row, Index j) { return x.bits(row, j); },
+                  [x](Word bits, int) { return x.number(bits); });
 }
 
 template <class Places> __device__ void take_numbers(Integers t, Places rows, Integers tb)
 {
-    EACH(i, tb.size)
+    EACH_FROM_LAST(i, tb.size)
         tb[i] = t[rows[i]];
 }
 
 template <class Places> __device__ void take_column(Table w, Places rows, Vector wb)
 {
-    EACH(i, wb.size)
+    EACH_FROM_LAST(i, wb.size)
         wb[i] = w.number(w.bits(rows[i], 0));
 }
 
@@ -92,46 +121,31 @@ ONE_BLOCK move_cursor(Integers rows, Integers cursor)
         cursor[0] += rows.size;
 }
 
-template <class Slopes> __device__ void sum_rows(Slopes dz, Matrix db)
+template <class T> __device__ void sum_slopes(Rows<T> dz, Matrix db, Room room)
 {
-    EACH_COLUMN(j, lanes, dz) {
-        Real sum = 0;
-        ALONG_COLUMN(i, j, lanes, dz)
-            sum += dz(i, j);
-        sum = over_column(sum, lanes);
-        if (j < dz.columns)
-            db(0, j) = sum;
-    }
+    sum_rows<0>(db, room, [](Real slope) { return slope; }, dz);
 }
 
-COLUMNS dense_bias_grad(Matrix dz, Matrix db) { sum_rows(dz, db); }
-COLUMNS dense_bias_grad_bfloat16(Halves dz, Matrix db) { sum_rows(dz, db); }
+SUMS dense_bias_grad(Matrix dz, Matrix db, Room room) { sum_slopes(dz, db, room); }
+SUMS dense_bias_grad_bfloat16(Halves dz, Matrix db, Room room) { sum_slopes(dz, db, room); }
 
-COLUMNS bias_grad(Matrix dy, Matrix db) { sum_rows(dy, db); } // of the layer before, behind its activation
+// Of the layer before, behind its activation.
+SUMS bias_grad(Matrix dy, Matrix db, Room room) { sum_slopes(dy, db, room); }
 
-template <class Sums> __device__ void add_row(Sums b, Sums z)
+template <class T> __device__ void add_to_rows(Rows<T> b, Rows<T> z)
 {
-    EACH_ELEMENT(i, j, z)
-        z(i, j) = Real(z(i, j)) + Real(b(0, j));
+    map(z, [](Real z, Real b) { return z + b; }, z, in_each_row(b, z.rows));
 }
 
-ELEMENTS add_bias(Matrix b, Matrix z) { add_row(b, z); }
-ELEMENTS add_bias_bfloat16(Halves b, Halves z) { add_row(b, z); }
+ELEMENTS add_bias(Matrix b, Matrix z) { add_to_rows(b, z); }
+ELEMENTS add_bias_bfloat16(Halves b, Halves z) { add_to_rows(b, z); }
 
-template <class Sums> __device__ void relu(Sums z)
-{
-    EACH_ELEMENT(i, j, z)
-        if (z(i, j) <= 0) // the comparison lets NaN through
-            z(i, j) = 0;
-}
-
-ELEMENTS rectify(Matrix z) { relu(z); }
-ELEMENTS rectify_bfloat16(Halves z) { relu(z); }
+ELEMENTS rectify(Matrix z) { map(z, rectified, z); }
+ELEMENTS rectify_bfloat16(Halves z) { map(z, rectified, z); }
 
 ELEMENTS to_bfloat16(Matrix x, Halves h)
 {
-    EACH_ELEMENT(i, j, x)
-        h(i, j) = x(i, j);
+    map(h, [](Real x) { return x; }, x);
 }
 
 // Four random words of Philox4x64-10 (Salmon et al., 2011), as np.random.Philox gives them.
@@ -151,29 +165,39 @@ __device__ static Block philox(unsigned long long counter, Words key)
     return {{c0, c1, c2, c3}};
 }
 
-ELEMENTS dropout_forward(Matrix x, Doubles rate, Words key, Matrix y, Matrix mask, Room room)
+// N columns at a time.
+template <int N> __device__ void drop(Matrix x, double rate, Words key, Matrix y, Matrix mask)
 {
     Index size = x.rows * x.columns;
-    Real scale = rate[0] < 1 ? 1 / (1 - rate[0]) : 0;
+    Real scale = rate < 1 ? 1 / (1 - rate) : 0;
+    unsigned limit = -floor(-rate * 16777216); // random numbers have 24 bits
     EACH(block, (size + 7) / 8) {
         Block random = philox(block + 1, key);
         Index i = 8 * block / x.columns, j = 8 * block % x.columns;
-        for (int k = 0; k < 8; k++) // unrolled, and so with words in registers
+        for (int k = 0; k < 8; k += N) // unrolled, and so with words in registers
             if (i < x.rows) {
-                unsigned half = random.word[k / 2] >> (k % 2 ? 32 : 0);
-                Real kept = (half >> 8) / 16777216.0 >= rate[0] ? scale : 0;
-                mask(i, j) = kept;
-                y(i, j) = x(i, j) * kept;
-                if (++j == x.columns)
+                Pack<Real, N> pack = load<N>(x, i, j, true), kept;
+                for (int n = 0; n < N; n++) {
+                    unsigned half = random.word[(k + n) / 2] >> ((k + n) % 2 ? 32 : 0);
+                    kept.items[n] = half >> 8 >= limit ? scale : 0;
+                    pack.items[n] *= kept.items[n];
+                }
+                store(kept, mask, i, j, true);
+                store(pack, y, i, j, true);
+                if ((j += N) == x.columns)
                     j = 0, i++;
             }
     }
+}
+
+ELEMENTS dropout_forward(Matrix x, Doubles rate, Words key, Matrix y, Matrix mask, Room room)
+{
+    if (by_fours(x, y) && is_aligned<4>(mask))
+        drop<4>(x, rate[0], key, y, mask);
+    else
+        drop<1>(x, rate[0], key, y, mask);
     if (is_last_block(room) && is_first_thread())
         key[2]++;
 }
 
-ELEMENTS dropout_backward(Matrix dy, Matrix mask, Matrix dx)
-{
-    EACH_ELEMENT(i, j, dy)
-        dx(i, j) = dy(i, j) * mask(i, j);
-}
+ELEMENTS dropout_backward(Matrix dy, Matrix mask, Matrix dx) { map(dx, multiplied, dy, mask); }

@@ -1,29 +1,94 @@
 // Softmax, losses and their gradients; see cupy_math.cu.
 
-struct Exponents {
-    Real top, sum;
+// exp(z - top) of a row, where top is its largest element, and their sum. A thread reads and writes N columns at a time,
+// and keeps the first ones in registers.
+template <int N> struct Exponents {
+#ifdef PARTS
+    static const int KEPT = 4 / N;
+#else
+    static const int KEPT = 16 / N;
+#endif
+    Matrix z;
+    Index i;
+    int columns, start, step;
+    Pack<Real, N> kept[KEPT];
+    Real top, sum = 0;
+
+    // `visit` gets each column that a thread has, and z - top there
+    template <class Visit>
+    __device__ Exponents(Matrix z, Index i, Lanes lanes, Visit visit)
+        : z(z), i(i), columns(z.columns), start(N * lanes.mine), step(N * lanes.count), top(-1 / Real(0))
+    {
+        each_pack([this](int j, Pack<Real, N> &pack, bool is_kept) {
+            if (is_kept)
+                pack = logits(j);
+        });
+        each_pack([this](int j, Pack<Real, N> &pack, bool) {
+            for (Real x : pack.items)
+                top = fmax(top, x);
+        });
+        top = over_row(top, lanes, true);
+        each_pack([this, visit](int j, Pack<Real, N> &pack, bool) {
+            for (int n = 0; n < N; n++)
+                visit(j + n, pack.items[n] - top);
+            sum += raise(pack);
+        });
+        sum = over_row(sum, lanes);
+    }
+
+    __device__ Pack<Real, N> logits(int j) const { return load<N>(z, i, j, true); }
+
+    template <class F> __device__ void each_pack(F f)
+    {
+        int j = start;
+#pragma unroll
+        for (int k = 0; k < KEPT && j < columns; k++, j += step)
+            f(j, kept[k], true);
+#pragma unroll 1
+        for (; j < columns; j += step) {
+            Pack<Real, N> pack = logits(j);
+            f(j, pack, false);
+        }
+    }
+
+    // exp(z - top) instead of z, and the sum
+    __device__ Real raise(Pack<Real, N> &pack) const
+    {
+        Real sum = 0;
+        for (Real &x : pack.items)
+            sum += x = exp(x - top);
+        return sum;
+    }
+
+    // out(i, j) = f(j, exp(z(i, j) - top))
+    template <class T, class F> __device__ void write(Rows<T> out, F f)
+    {
+        each_pack([=](int j, Pack<Real, N> &pack, bool is_kept) {
+            if (!is_kept)
+                raise(pack);
+            Pack<T, N> result;
+            for (int n = 0; n < N; n++)
+                result.items[n] = f(j + n, pack.items[n]);
+            store(result, out, i, j, true);
+        });
+    }
 };
 
-// A row's largest element, and the sum of exp(z - top).
-__device__ static Exponents exponents(Matrix z, Index i, Lanes lanes)
+template <int N> __device__ void softmax(Matrix z, Matrix p)
 {
-    Real top = z(i, 0), sum = 0;
-    ALONG_ROW(j, lanes, z.columns)
-        top = fmax(top, z(i, j));
-    top = over_row(top, lanes, true);
-    ALONG_ROW(j, lanes, z.columns)
-        sum += exp(z(i, j) - top);
-    return {top, over_row(sum, lanes)};
+    EACH_ROW(i, lanes, z.rows, z.columns) {
+        Exponents<N> row(z, i, lanes, [](int, Real) {});
+        Real factor = 1 / row.sum;
+        row.write(p, [factor](int, Real e) { return e * factor; });
+    }
 }
 
 ROWS softmax_forward(Matrix z, Matrix p)
 {
-    EACH_ROW(i, lanes, z.rows, z.columns) {
-        Exponents row = exponents(z, i, lanes);
-        Real factor = 1 / row.sum;
-        ALONG_ROW(j, lanes, z.columns)
-            p(i, j) = exp(z(i, j) - row.top) * factor;
-    }
+    if (by_fours(z, p))
+        softmax<4>(z, p);
+    else
+        softmax<1>(z, p);
 }
 
 ROWS softmax_jacobian(Matrix p, Matrix j)
@@ -53,33 +118,38 @@ __device__ static Real clip(Real x, Real low, Real high) { return x < low ? low 
 
 ELEMENTS cross_entropy_forward(Matrix p, Integers t, Doubles total, Vector cost, Room room)
 {
-    double sum = 0, rows = 0;
+    double sum = 0;
     EACH(i, cost.size) {
         cost[i] = -log(clip(p(i, t[i]), 1e-7, 1 - 1e-7));
-        sum += cost[i], rows++;
+        sum += cost[i];
     }
-    add_up(sum, rows, total, room);
+    add_up(sum, cost.size, total, room);
 }
 
 ELEMENTS cross_entropy_backward(Matrix p, Integers t, Matrix dp)
 {
     EACH_ELEMENT(i, j, p) // finite where a probability has underflowed to 0
-        dp(i, j) = j == t[i] ? -1 / ((p(i, j) < tiny() ? tiny() : p(i, j)) * p.rows) : 0;
+        dp(i, j) = j == t[i] ? -1 / ((p(i, j) < tiny() ? tiny() : p(i, j)) * whole(p.rows)) : 0;
 }
 
-template <class Slopes>
-__device__ void cross_entropy_of_logits(Matrix z, Integers t, Doubles total, Slopes dz, Room room)
+template <int N, class T> __device__ double costs_of_logits(Matrix z, Integers t, Rows<T> dz)
 {
-    double cost = 0, rows = 0;
+    double cost = 0;
     EACH_ROW(i, lanes, z.rows, z.columns) {
-        Exponents row = exponents(z, i, lanes);
-        Real factor = 1 / (row.sum * z.rows), share = Real(1) / z.rows;
-        if (lanes.mine == 0)
-            cost += log(row.sum) - (z(i, t[i]) - row.top), rows++;
-        ALONG_ROW(j, lanes, z.columns)
-            dz(i, j) = exp(z(i, j) - row.top) * factor - (j == t[i] ? share : 0);
+        int label = t[i];
+        Real mine = 0; // the label's z - top, if it is this thread that has it
+        Exponents<N> row(z, i, lanes, [&](int j, Real logit) { mine = j == label ? logit : mine; });
+        Real part = Real(1) / whole(z.rows), factor = part / row.sum;
+        row.write(dz, [=](int j, Real e) { return e * factor - (j == label ? part : 0); });
+        cost += (lanes.mine == 0 ? log(row.sum) : 0) - mine;
     }
-    add_up(cost, rows, total, room);
+    return cost;
+}
+
+template <class T>
+__device__ void cross_entropy_of_logits(Matrix z, Integers t, Doubles total, Rows<T> dz, Room room)
+{
+    add_up(by_fours(z, dz) ? costs_of_logits<4>(z, t, dz) : costs_of_logits<1>(z, t, dz), z.rows, total, room);
 }
 
 ROWS softmax_cross_entropy(Matrix z, Integers t, Doubles total, Matrix dz, Room room)
@@ -95,7 +165,7 @@ ROWS softmax_cross_entropy_bfloat16(Matrix z, Integers t, Doubles total, Halves 
 ELEMENTS softmax_cross_entropy_backward(Matrix p, Integers t, Matrix dz)
 {
     EACH_ELEMENT(i, j, p)
-        dz(i, j) = (p(i, j) - (j == t[i])) / p.rows;
+        dz(i, j) = (p(i, j) - (j == t[i])) / whole(p.rows);
 }
 
 ELEMENTS one_hot(Integers t, Matrix p, Matrix rows)
@@ -104,10 +174,10 @@ ELEMENTS one_hot(Integers t, Matrix p, Matrix rows)
         rows(i, j) = j == t[i];
 }
 
-// What gradients are multiplied by, where room.sum(0) is the weight of all rows.
+// What gradients are multiplied by, where room.sum() is the weight of all rows.
 __device__ static Real inverse_weight(Doubles mean, Room room)
 {
-    return !mean[0] ? 1 : room.sum(0) ? 1 / room.sum(0) : 0;
+    return !mean[0] ? 1 : room.sum() ? 1 / room.sum() : 0;
 }
 
 // What kernels of weighted losses need first: the weight of all rows.
@@ -156,16 +226,15 @@ template <class Targets>
 __device__ void softmax_rows(Matrix z, Targets t, Vector weights, Doubles class_weight, Doubles smoothing, Doubles mean,
                              Doubles total, Vector cost, Matrix dz, Room room)
 {
-    double costs = 0, weight = is_first_thread() && block_of_grid() == 0 ? room.sum(0) : 0;
+    double costs = 0;
     Real scale = inverse_weight(mean, room);
     EACH_ROW(i, lanes, z.rows, z.columns) {
-        Exponents row = exponents(z, i, lanes);
         double sums = 0, logits = 0;
-        ALONG_ROW(j, lanes, z.columns) {
+        Exponents<1> row(z, i, lanes, [&](int j, Real logit) {
             Real q = share_of(t, i, j, class_weight, smoothing);
             sums += q;
-            logits += q == 0 ? 0 : q * (z(i, j) - row.top);
-        }
+            logits += q == 0 ? 0 : q * logit;
+        });
         sums = over_row(sums, lanes);
         logits = over_row(logits, lanes);
         Real w = sums == 0 ? 0 : weights[i]; // a row that does not count becomes 0, whatever it holds
@@ -174,12 +243,12 @@ __device__ void softmax_rows(Matrix z, Targets t, Vector weights, Doubles class_
             costs += cost[i];
         }
         Real factor = sums / row.sum;
-        ALONG_ROW(j, lanes, z.columns) {
+        row.write(dz, [=](int j, Real e) {
             Real q = share_of(t, i, j, class_weight, smoothing);
-            dz(i, j) = w == 0 ? 0 : (exp(z(i, j) - row.top) * factor - q) * (w * scale);
-        }
+            return w == 0 ? 0 : (e * factor - q) * (w * scale);
+        });
     }
-    add_up(costs, weight, total, room);
+    add_up(costs, rank() == 0 ? room.sum() : 0, total, room);
 }
 
 ROWS weighted_softmax_cross_entropy(Matrix z, Integers t, Vector weights, Doubles class_weight, Doubles smoothing,
@@ -197,7 +266,7 @@ ROWS soft_softmax_cross_entropy(Matrix z, Matrix t, Vector weights, Doubles clas
 ROWS soft_cross_entropy(Matrix p, Matrix t, Vector weights, Doubles class_weight, Doubles smoothing, Doubles mean,
                         Doubles total, Vector cost, Matrix dp, Room room)
 {
-    double costs = 0, weight = is_first_thread() && block_of_grid() == 0 ? room.sum(0) : 0;
+    double costs = 0;
     Real scale = inverse_weight(mean, room);
     EACH_ROW(i, lanes, p.rows, p.columns) {
         double sum = 0, sums = 0;
@@ -219,7 +288,7 @@ ROWS soft_cross_entropy(Matrix p, Matrix t, Vector weights, Doubles class_weight
             dp(i, j) = x < Real(1e-7) && slope > 1 / tiny() ? -1 / tiny() : -slope;
         }
     }
-    add_up(costs, weight, total, room);
+    add_up(costs, rank() == 0 ? room.sum() : 0, total, room);
 }
 
 // A loss that is a weighted sum over elements; in double, because squares may be large.
@@ -227,16 +296,15 @@ template <class Loss>
 __device__ void elementwise(Matrix y, Matrix t, Vector weights, Doubles mean, Doubles total, Matrix cost, Matrix dy,
                             Room room, Loss loss)
 {
-    double costs = 0, weight = room.sum(0) * y.columns;
+    double costs = 0, weight = room.sum() * y.columns;
     double scale = !mean[0] ? 1 : weight ? 1 / weight : 0;
     EACH_ELEMENT(i, j, y) {
-        double slope, c = weights[i] * loss(y(i, j), t(i, j), j, slope);
+        double slope, c = weights[i] * loss(widened(y(i, j)), widened(t(i, j)), j, slope);
         cost(i, j) = c;
         costs += c;
         dy(i, j) = slope * (weights[i] * scale);
     }
-    bool first = is_first_thread() && block_of_grid() == 0;
-    add_up(costs, first ? weight : 0, total, room);
+    add_up(costs, rank() == 0 ? weight : 0, total, room);
 }
 
 ELEMENTS mean_squared_error(Matrix y, Matrix t, Vector weights, Doubles mean, Doubles total, Matrix cost, Matrix dy,

@@ -107,7 +107,7 @@ COLUMNS batch_norm_backward(Matrix dy, Matrix w, Matrix normal, Doubles scale, D
 }
 
 // The place of a code in column j's part of a table, or -1 for what is no code.
-__device__ static Word place(Real code, Index j, Integers start, Integers codes, Integers stride)
+__device__ static Word place(double code, Index j, Integers start, Integers codes, Integers stride)
 {
     return code >= 0 && code < codes[j] && code == floor(code) ? start[j] + Word(code) * stride[j] : -1;
 }
@@ -117,7 +117,7 @@ ELEMENTS embedding_forward(Matrix x, Vector w, Integers column, Integers start, 
 {
     EACH_ELEMENT(i, j, y) {
         Real code = x(i, column[j]);
-        Word at = place(code, j, start, codes, stride);
+        Word at = place(widened(code), j, start, codes, stride);
         y(i, j) = codes[j] == 0 ? code : at < 0 ? Real(nan("")) : w[at];
     }
 }
@@ -142,7 +142,7 @@ ROWS embedding_weight_grad(Vector dw, Matrix dy, Matrix x, Integers column, Inte
         for (Index j = 0; j < dy.columns; j++)
             if (entry >= start[j] && entry < start[j] + codes[j] * stride[j])
                 ALONG_ROW(i, lanes, dy.rows)
-                    if (place(x(i, column[j]), j, start, codes, stride) == entry)
+                    if (place(widened(x(i, column[j])), j, start, codes, stride) == entry)
                         sum += dy(i, j);
         sum = over_row(sum, lanes);
         if (lanes.mine == 0)
