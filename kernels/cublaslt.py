@@ -30,13 +30,16 @@ __all__ = [
 
 WORKSPACE_BYTES = 32 << 20  # what NVIDIA recommends for Hopper
 CANDIDATES = 8  # how many algorithms the library is asked for
+LARGE = 1 << 24  # results, several tiles for each multiprocessor: none idles when the terms of each are not split up
+PARTS_OF_SUMS = 1 << 20  # bytes, with less of which to work in a large product cannot split them up
 
 # names and numbers of cublasLt.h, cublas_api.h and library_types.h
 INVALID_VALUE, NOT_SUPPORTED = 7, 15  # what it answers where it has no such product
 TYPES = {"float32": 0, "float64": 1, "uint16": 14}  # the last holds the bits of bfloat16
 COMPUTE = {"fp32": 68, "tf32": 77, "bf16": 68}  # the last with factors of bfloat16
 COMPUTE_64F = 70
-TRANSA, TRANSB, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8
+POINTER_MODE, TRANSA, TRANSB, EPILOGUE, BIAS_POINTER = 2, 3, 4, 7, 8
+ON_DEVICE = 1  # the factors of the product and of the result
 NO_EPILOGUE, BIAS = 1, 4
 MAX_WORKSPACE_BYTES, REDUCTION_SCHEME_MASK, MIN_ALIGNMENT_A_BYTES = 1, 3, 5
 # where a result is of bfloat16, its parts are added up in float32 all the same
@@ -52,6 +55,11 @@ class Matrix(NamedTuple):
     columns: int
     step: int
     kind: int  # one of TYPES
+
+    @property
+    def turned(self) -> Matrix:
+        """Its transpose, as if that lay there."""
+        return Matrix(self.address, self.columns, self.rows, -(-self.rows // 16) * 16, self.kind)
 
 
 class Algorithm(ctypes.Structure):
@@ -88,11 +96,14 @@ SIGNATURES: dict[str, list[Any]] = {
     "cublasLtMatmulPreferenceDestroy": [c_void_p],
     # handle, descriptor, layouts of a, b, c and d, preference, how many are wanted, results, how many came
     "cublasLtMatmulAlgoGetHeuristic": [c_void_p, c_void_p, *_four, c_void_p, c_int, POINTER(Algorithm), POINTER(c_int)],
+    # handle, descriptor, layouts of a, b, c and d, algorithm, result
+    "cublasLtMatmulAlgoCheck": [c_void_p, c_void_p, *_four, POINTER(Algorithm), POINTER(Algorithm)],
     # handle, descriptor, alpha, a, its layout, b, its layout, beta, c, its layout, d, its layout, algorithm,
     # workspace, bytes of it, stream
     "cublasLtMatmul": [*[c_void_p] * 12, POINTER(Algorithm), c_void_p, c_size_t, c_void_p],
     "cublasCreate_v2": [_handle],
     "cublasSetMathMode": [c_void_p, c_int],
+    "cublasSetPointerMode_v2": [c_void_p, c_int],
     "cublasSetStream_v2": [c_void_p, c_void_p],
     "cublasSetWorkspace_v2": [c_void_p, c_void_p, c_size_t],
     # handle, transpose a and b, m, n, k, alpha, each of a, b (beta between) and c: address, type, step; compute type,
@@ -128,6 +139,7 @@ class Problem(NamedTuple):
     transpose_a: bool
     transpose_b: bool
     compute: int
+    factors: int
 
     @property
     def scale_type(self) -> int:
@@ -136,6 +148,11 @@ class Problem(NamedTuple):
 
     def one_and_zero(self) -> Array:
         return np.array([1, 0], "f8" if self.compute == COMPUTE_64F else "f4")
+
+    def factors_at(self, one_and_zero: Array) -> tuple[int, int]:
+        """The addresses of the factors, or else of these numbers."""
+        address = self.factors or int(one_and_zero.ctypes.data)
+        return address, address + one_and_zero.itemsize
 
 
 def alignment(address: int) -> int:
@@ -180,6 +197,7 @@ class Blas:
         transpose_b: bool = False,
         compute: int = COMPUTE["fp32"],
         bias: int = 0,
+        factors: int = 0,
         rank: int = 0,
     ) -> Callable[[int], None] | None:
         """Prepare ``c = a @ b + bias``.
@@ -195,6 +213,9 @@ class Blas:
             One of COMPUTE; float64 is always exact.
         bias : int
             The address of as many numbers as `c` has columns, of its type, at a multiple of 16 bytes; 0 for none.
+        factors : int
+            The address of two numbers on the device, of the type of `c`: ``c = factors[0] * (a @ b) + factors[1] * c``;
+            0 for one and none.
         rank : int, below CANDIDATES
             By which algorithm, in the order in which the library expects them to be fast.
 
@@ -205,64 +226,68 @@ class Blas:
             product of rank 0 is always there.
         """
         compute = COMPUTE_64F if matrices[2].kind == TYPES["float64"] else compute
-        problem = Problem(matrices, workspace, transpose_a, transpose_b, compute)
-        prepared = _Product(self, problem, bias, rank)
-        if prepared.algorithm is not None:
+        problem = Problem(matrices, workspace, transpose_a, transpose_b, compute, factors)
+        prepared = _Product(self, problem, bias)
+        if prepared.key not in self._algorithms:
+            self._algorithms[prepared.key] = prepared.find()
+        algorithms = self._algorithms[prepared.key]
+        if rank < len(algorithms):
+            prepared.algorithm = algorithms[rank]
             return prepared
         return None if bias or rank else self._classic(problem)
 
     def _classic(self, problem: Problem) -> Callable[[int], None]:
-        (a, b, c), workspace, transpose_a, transpose_b, compute = problem
-        handle, (one, zero) = self.handle("cublasCreate_v2"), np.split(problem.one_and_zero(), 2)
+        (a, b, c), workspace, transpose_a, transpose_b, compute, factors = problem
+        handle, numbers = self.handle("cublasCreate_v2"), problem.one_and_zero()
         inner = a.rows if transpose_a else a.columns
         self.call("cublasSetMathMode", handle, DISALLOW_REDUCED_PRECISION_REDUCTION)
 
         def launch(stream: int) -> None:
+            alpha, beta = problem.factors_at(numbers)
             self.call("cublasSetStream_v2", handle, stream)
+            self.call("cublasSetPointerMode_v2", handle, ON_DEVICE if factors else 0)
             self.call("cublasSetWorkspace_v2", handle, workspace, WORKSPACE_BYTES)  # which setting a stream undoes
             self.call(
-                "cublasGemmEx", handle, transpose_b, transpose_a, c.columns, c.rows, inner, one.ctypes.data, b.address,
-                b.kind, b.step, a.address, a.kind, a.step, zero.ctypes.data, c.address, c.kind, c.step, compute,
+                "cublasGemmEx", handle, transpose_b, transpose_a, c.columns, c.rows, inner, alpha, b.address,
+                b.kind, b.step, a.address, a.kind, a.step, beta, c.address, c.kind, c.step, compute,
                 DEFAULT_ALGORITHM,
             )  # fmt: skip
 
         return launch
 
-    def algorithms(self, key: Any, find: Callable[[], list[Algorithm]]) -> list[Algorithm]:
-        if key not in self._algorithms:
-            self._algorithms[key] = find()
-        return self._algorithms[key]
-
 
 class _Product:
     """A product on fixed memory; it owns its descriptors."""
 
-    def __init__(self, blas: Blas, problem: Problem, bias: int, rank: int) -> None:
-        (a, b, c), workspace, transpose_a, transpose_b, compute = problem
+    algorithm: Algorithm
+
+    def __init__(self, blas: Blas, problem: Problem, bias: int) -> None:
+        self._problem, self._bias = problem, bias
+        (a, b, c), workspace, transpose_a, transpose_b, compute, factors = problem
         self._blas, self._memory, self._workspace = blas, (b.address, a.address, c.address), workspace
         self._made: list[tuple[str, c_void_p]] = []
-        self._one, self._zero = np.split(problem.one_and_zero(), 2)
+        self._one_and_zero = problem.one_and_zero()
+        self._alpha, self._beta = problem.factors_at(self._one_and_zero)
         self._product = self._make("MatmulDesc", compute, problem.scale_type)
         self._layouts = [self._make("MatrixLayout", x.kind, x.columns, x.rows, x.step) for x in (b, a, c)]
         numbers = {
             TRANSA: c_int(transpose_b), TRANSB: c_int(transpose_a),
             EPILOGUE: c_uint32(BIAS if bias else NO_EPILOGUE),
             **({BIAS_POINTER: c_void_p(bias)} if bias else {}),
+            **({POINTER_MODE: c_int(ON_DEVICE)} if factors else {}),
         }  # fmt: skip
         for attribute, value in numbers.items():
             self._set("MatmulDesc", self._product, attribute, value)
         self._halves_result = c.kind == TYPES["uint16"]
         self._alignments = [alignment(x) for x in (*self._memory, c.address)]
         shapes = [x[1:] for x in problem.matrices]
-        key = compute, transpose_a, transpose_b, bool(bias), *shapes, *self._alignments
-        algorithms = blas.algorithms(key, self._find)
-        self.algorithm = algorithms[rank] if rank < len(algorithms) else None
+        self.key = compute, transpose_a, transpose_b, bool(bias), bool(factors), *shapes, *self._alignments
 
     def __call__(self, stream: int) -> None:
         (b, a, c), (of_b, of_a, of_c) = self._memory, self._layouts
         self._blas.call(
-            "cublasLtMatmul", self._blas.handle("cublasLtCreate"), self._product, self._one.ctypes.data, b, of_b, a,
-            of_a, self._zero.ctypes.data, c, of_c, c, of_c, self.algorithm, self._workspace, WORKSPACE_BYTES, stream,
+            "cublasLtMatmul", self._blas.handle("cublasLtCreate"), self._product, self._alpha, b, of_b, a, of_a,
+            self._beta, c, of_c, c, of_c, self.algorithm, self._workspace, WORKSPACE_BYTES, stream,
         )  # fmt: skip
 
     def __del__(self) -> None:
@@ -278,8 +303,37 @@ class _Product:
     def _set(self, kind: str, where: c_void_p, attribute: int, value: Any) -> None:
         self._blas.call(f"cublasLt{kind}SetAttribute", where, attribute, byref(value), ctypes.sizeof(value))
 
-    def _find(self) -> list[Algorithm]:
-        """What the library thinks is fast, the fastest first; nothing where it cannot do it."""
+    def find(self) -> list[Algorithm]:
+        """The algorithms to choose from, the one to take unseen first; nothing where the library cannot do it.
+
+        Of a large product, those that keep parts of sums in memory come last, because each rounds in a way of its own.
+        For some ways in which the factors can lie the library names few, though it has those that it names for others.
+        """
+        found, (a, b, c) = self._named(), self._problem.matrices
+        if c.rows * c.columns < LARGE or not found:
+            return found
+        found.sort(key=lambda each: each.workspace_bytes >= PARTS_OF_SUMS)
+        for turned in (
+            self._problem._replace(matrices=(a, b.turned, c), transpose_b=not self._problem.transpose_b),
+            self._problem._replace(matrices=(a.turned, b, c), transpose_a=not self._problem.transpose_a),
+        ):
+            if len(found) < CANDIDATES:
+                known = [bytes(each.algorithm) for each in found]
+                others = _Product(self._blas, turned, self._bias)._named()
+                found += [each for each in others if bytes(each.algorithm) not in known and self._takes(each)]
+        return found[:CANDIDATES]
+
+    def _takes(self, algorithm: Algorithm) -> bool:
+        """Whether an algorithm is for this product, too."""
+        handle, layouts, checked = self._blas.handle("cublasLtCreate"), (*self._layouts, self._layouts[2]), Algorithm()
+        try:
+            self._blas.call("cublasLtMatmulAlgoCheck", handle, self._product, *layouts, algorithm, byref(checked))
+        except BlasError:
+            return False
+        return int(checked.workspace_bytes) <= WORKSPACE_BYTES
+
+    def _named(self) -> list[Algorithm]:
+        """What the library thinks is fast, the fastest first."""
         preference = self._make("MatmulPreference")
         self._set("MatmulPreference", preference, MAX_WORKSPACE_BYTES, c_uint64(WORKSPACE_BYTES))
         if self._halves_result:

@@ -21,6 +21,7 @@ FACTORS = {
     "dense_relu_forward": ("x", "w"),
     "dense_input_grad": ("dz", "w"),
     "dense_weight_grad": ("x", "dz"),
+    "weight_step": ("x", "dz"),
 }
 
 

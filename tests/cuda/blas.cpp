@@ -22,7 +22,7 @@ struct Result {
     float waves;
     int reserved[4];
 };
-enum { TRANSA = 3, TRANSB = 4, EPILOGUE = 7, BIAS_POINTER = 8, BIAS = 4 };
+enum { POINTER_MODE = 2, TRANSA = 3, TRANSB = 4, EPILOGUE = 7, BIAS_POINTER = 8, BIAS = 4 };
 enum { R_32F = 0, R_64F = 1, R_16BF = 14, COMPUTE_64F = 70 };
 enum { INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
 
@@ -86,15 +86,23 @@ static auto multiply_of(int factors, int result) -> decltype(&multiply<float, fl
     return nullptr;
 }
 
+static bool is_zero(const void *x, int type) { return type == R_64F ? *(double *)x == 0 : *(float *)x == 0; }
+
 extern "C" {
 // what this library can do, and what it says where it cannot, for tests of what happens then
 int fused_epilogues = 1, any_algorithm = 1, refusal = NOT_SUPPORTED;
 int algorithms = 3; // how many it knows with an epilogue, and without; the third rounds otherwise
+int in_workspace = 0; // how many of them, from the first on, need much memory to work in
+int named = 3; // how many it names where a factor counts as transposed
+int unfit = -1; // one of those that it names elsewhere, which is not for such a factor
+
+static bool counts_as_transposed(Product *product) { return product->attributes[TRANSA] || product->attributes[TRANSB]; }
 
 int cublasLtCreate(void **handle) { return *handle = (void *)1, 0; }
 int cublasCreate_v2(void **handle) { return *handle = (void *)2, 0; }
 static int math_mode = 0;
 int cublasSetMathMode(void *, int mode) { return math_mode = mode, 0; }
+int cublasSetPointerMode_v2(void *, int) { return 0; }
 int cublasSetStream_v2(void *, void *) { return 0; }
 int cublasSetWorkspace_v2(void *, void *, size_t) { return 0; }
 int cublasLtMatmulDescCreate(Product **made, int compute, int type) { return *made = new Product{compute, type, {}}, 0; }
@@ -129,11 +137,18 @@ int cublasLtMatmulAlgoGetHeuristic(void *, Product *product, Layout *, Layout *,
     if (of_d->type == R_16BF && *schemes & ~2) // parts of sums would be rounded to it
         return INVALID_VALUE;
     bool fused = product->attributes[EPILOGUE] != 1;
-    *count = any_algorithm && (fused_epilogues || !fused) ? std::min(wanted, algorithms) : 0;
+    int known = std::min(algorithms, counts_as_transposed(product) ? named : algorithms);
+    *count = any_algorithm && (fused_epilogues || !fused) ? std::min(wanted, known) : 0;
     memset(results, 0, wanted * sizeof(Result));
-    for (int rank = 0; rank < *count; rank++)
+    for (int rank = 0; rank < *count; rank++) {
         results[rank].algorithm[0] = rank + (fused ? 0 : 10);
+        results[rank].workspace = rank < in_workspace ? 1 << 20 : 1 << 10;
+    }
     return *count ? 0 : refusal;
+}
+int cublasLtMatmulAlgoCheck(void *, Product *product, Layout *, Layout *, Layout *, Layout *, const Result *how, Result *)
+{
+    return how->algorithm[0] == unfit && counts_as_transposed(product) ? NOT_SUPPORTED : 0;
 }
 int cublasLtMatmul(void *, Product *product, const void *alpha, const void *a, Layout *of_a, const void *b, Layout *of_b,
                    const void *beta, const void *c, Layout *of_c, void *d, Layout *of_d, const Result *how,
@@ -145,6 +160,8 @@ int cublasLtMatmul(void *, Product *product, const void *alpha, const void *a, L
     if (c != d || !workspace || product->type != (of_d->type == R_64F ? R_64F : R_32F) ||
         (ta ? of_a->columns : of_a->rows) != of_d->rows || (tb ? of_b->rows : of_b->columns) != of_d->columns ||
         (tb ? of_b->columns : of_b->rows) != k)
+        return INVALID_VALUE;
+    if (!given[POINTER_MODE] && !is_zero(beta, of_d->type))
         return INVALID_VALUE;
     bool otherwise = how->algorithm[0] % 10 == 2;
     void *bias = given[EPILOGUE] & BIAS ? (void *)given[BIAS_POINTER] : nullptr;

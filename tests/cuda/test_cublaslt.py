@@ -34,7 +34,7 @@ def matrix(x):
 
 
 def test_the_library_takes_descriptors_layouts_and_attributes(real, monkeypatch):
-    monkeypatch.setattr(cublaslt._Product, "_find", lambda self: cublaslt.Algorithm())
+    monkeypatch.setattr(cublaslt._Product, "find", lambda self: [cublaslt.Algorithm()])
     x, w, z, b = (np.ones(shape, np.float32) for shape in ((5, 3), (3, 2), (5, 2), (1, 2)))
     prepared = real.product((matrix(x), matrix(w), matrix(z)), 256, bias=b.ctypes.data)
 
@@ -74,6 +74,12 @@ def test_products_of_rows(blas, rng, transpose_a, transpose_b, dtype):
         c[...] = np.nan
         blas.product((matrix(a), matrix(b), matrix(c)), 256, **options, **extra)(0)
         np.testing.assert_allclose(c, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_turned_matrix_has_whole_rows():
+    m = Matrix(256, 5, 40, 48, 0)
+    assert m.turned == Matrix(256, 40, 5, 16, 0)
+    assert m.turned.turned == Matrix(256, 5, 40, 48, 0)
 
 
 def test_a_missing_library_is_an_import_error(monkeypatch):

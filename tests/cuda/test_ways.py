@@ -4,10 +4,12 @@ Those numbered 0, 1 and 2 have an epilogue, 10, 11 and 12 have none; 2 and 12 ro
 """
 
 import ctypes
+import itertools
 
 import numpy as np
 import pytest
 
+from fastbp.kernels import cublaslt
 from fastbp.kernels.cublaslt import INVALID_VALUE, NOT_SUPPORTED
 from fastbp.kernels.engine import Call
 from fastbp.kernels.ops import OPS
@@ -27,8 +29,9 @@ def blas(engine):
 
 @pytest.fixture
 def engine(monkeypatch):
-    """The engine, before it has chosen anything."""
+    """The engine, before it has chosen anything; it leaves all products to the library."""
     engine = standin.engine_on_host()
+    monkeypatch.setattr(standin.engine_module(), "tile_for", lambda *_: None)
     blas = engine._blas._libraries["cublasLt"]
     monkeypatch.setattr(engine, "_ways", {})
     monkeypatch.setattr(engine._blas, "_algorithms", {})
@@ -73,6 +76,17 @@ def test_the_fastest_way_with_the_same_bits_is_taken(engine, blas, seconds, op, 
     assert taken(engine, blas, op, dtype=dtype) == fastest
 
 
+def test_a_gpu_that_slows_down_does_not_mislead(engine, blas, monkeypatch):
+    """It is quick until it is warm, of which the way that is timed first has the most."""
+    timed = itertools.count()
+    seconds = type(engine).device_seconds
+    monkeypatch.setattr(
+        type(engine), "device_seconds", lambda self, run: seconds(self, run) * min(1, 0.1 + 0.5 * next(timed))
+    )
+    blas.seconds.update({10: 3 * US, 11: 2 * US, 12: 9 * US})
+    assert taken(engine, blas, "dense_input_grad") == PLAIN + 1
+
+
 def test_it_is_chosen_once_for_a_shape_and_a_precision(engine, blas):
     calls = [call_of(engine)]
     engine.program(calls).bind()
@@ -96,6 +110,12 @@ def test_what_is_fastest_changes_no_bit(engine, blas):
     assert len(set(results)) == 1
 
 
+def test_an_algorithm_that_fails_does_not_count(engine, blas, monkeypatch):
+    monkeypatch.setattr(blas, "refused", {1, 11})
+    blas.seconds.update({0: 9 * US, 1: 1 * US, 10: 7 * US, 11: 1 * US})
+    assert taken(engine, blas) == PLAIN
+
+
 def test_few_numbers_tell_nothing(engine, blas):
     blas.seconds.update({0: 9 * US})
     assert taken(engine, blas, rows=7, outputs=9) == 0
@@ -106,7 +126,7 @@ def test_results_in_bfloat16_tell_little(engine, blas):
     blas.seconds.update({0: 9 * US, 1: 9 * US})
     x, w, b, z = (engine.zeros(shape, np.uint16) for shape in ((64, 64), (64, 64), (1, 64), (64, 64)))
     way = engine.way("dense_relu_forward", {"x": x, "w": w, "b": b, "y": z})
-    assert way.fused and way.rank == 0 and not blas.ran
+    assert way == ("fused", 0) and not blas.ran
 
 
 def test_a_users_arrays_are_left_alone(engine, blas):
@@ -132,6 +152,40 @@ def test_without_memory_to_try_ways_the_first_is_taken(engine, blas, monkeypatch
     blas.seconds.update({0: 9 * US})
     monkeypatch.setattr(standin.engine_module(), "noise_like", full)
     assert taken(engine, blas) == 0
+
+
+@pytest.mark.parametrize(
+    ("large", "in_workspace", "first", "fastest"),
+    [(1, 0, 0, 1), (1, 1, 1, 1), (1, 2, 2, 2), (1, 3, 0, 1), (1000, 2, 0, 1)],
+)
+def test_of_a_large_product_what_needs_a_large_workspace_is_last(
+    engine, blas, monkeypatch, large, in_workspace, first, fastest
+):
+    """The others round otherwise; how they do is told from the bits, here of the third alone."""
+    monkeypatch.setattr(cublaslt, "LARGE", large)
+    monkeypatch.setattr(ctypes.c_int.in_dll(blas.loaded, "in_workspace"), "value", in_workspace)
+    blas.seconds.update({0: 9 * US, 10: 9 * US, 11: 9 * US, 12: 9 * US})
+    with standin.Stream(non_blocking=True) as stream:  # in a capture, nothing is tried
+        stream.begin_capture()
+        way = engine.way("dense_forward", dict(zip("xwbz", call_of(engine, "dense_forward").arguments, strict=True)))
+        stream.end_capture()
+    names = [each.algorithm[0] for each in next(iter(engine._blas._algorithms.values()))]
+    assert names[way.rank] == first
+    assert taken(engine, blas, "dense_forward") == fastest
+
+
+@pytest.mark.parametrize(
+    ("large", "named", "unfit", "fastest"), [(1, 1, -1, 11), (1, 1, 11, 10), (1, 2, 11, 11), (1000, 1, -1, 10)]
+)
+@pytest.mark.parametrize("op", ["dense_input_grad", "dense_weight_grad"])
+def test_algorithms_named_for_other_transposes_count_for_a_large_product(
+    engine, blas, monkeypatch, large, named, unfit, fastest, op
+):
+    monkeypatch.setattr(cublaslt, "LARGE", large)
+    for name, value in (("named", named), ("unfit", unfit)):
+        monkeypatch.setattr(ctypes.c_int.in_dll(blas.loaded, name), "value", value)
+    blas.seconds.update({10: 9 * US, 11: 2 * US})
+    assert taken(engine, blas, op) == fastest
 
 
 @pytest.mark.parametrize("refusal", [INVALID_VALUE, NOT_SUPPORTED])
@@ -161,3 +215,26 @@ def test_noise_lies_as_what_it_stands_for(engine):
     assert noise.shape == x.shape and noise.strides == x.strides and noise.dtype == x.dtype
     assert (noise.data.ptr - x.data.ptr) % 256 == 0
     assert np.unique(noise.get()).size == noise.size
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_factor_is_turned_where_that_pays(engine, blas, monkeypatch, precision, dtype):
+    """Where one counts as transposed the library has no algorithm but a slow one; to turn it takes 1 us."""
+    monkeypatch.setattr(ctypes.c_int.in_dll(blas.loaded, "named"), "value", 1)
+    engine = type(engine)(precision)
+    x, dz, dw = call_of(engine, "dense_weight_grad", rows=70, inputs=67, dtype=dtype).arguments
+    wanted = x.get().T @ dz.get()
+    for seconds, pays in ((1.5 * US, False), (9 * US, True)):
+        engine._ways.clear()
+        blas.seconds.update({10: seconds})
+        program = engine.program([Call(OPS["dense_weight_grad"], (x, dz, dw))])
+        program.bind()
+        blas.ran.clear()
+        dw.fill(np.nan)
+        program.run(2)
+        assert blas.ran == {PLAIN + (pays and precision == "tf32"): 2}
+        np.testing.assert_allclose(dw.get(), wanted, rtol=1e-4, atol=1e-4)
+        assert len(engine._turned) == (pays and precision == "tf32")
+        del program
+    assert not engine._turned
