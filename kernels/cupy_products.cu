@@ -1,17 +1,14 @@
-// Matrix products of small networks, as parts of one kernel; see cupy_math.cu. Larger ones are left to cuBLAS.
+// Matrix products with what follows them. As kernels of their own they are computed by cupy_tiles.cu, or left to cuBLAS;
+// as parts of one kernel, see cupy_math.cu, by what follows here.
 //
-// A thread computes a tile of 4 x 4 elements, which lie apart, so that threads side by side read what lies side by side.
-// Where a block has fewer tiles than threads, several threads share a tile, each with a slice of the sums.
+// A thread computes a tile of HIGH x BROAD elements. Where a block has fewer tiles than threads, several threads of a warp
+// share a tile, each with a slice of the sums. Shapes are known when this is compiled, but for rows that blocks share.
 #ifdef PARTS
 
-const int TILE = 4;
-const int PART = TILE * TILE / 2; // of a tile; to share all of it at once would take double too much memory
+const int HIGH = 4, BROAD = 4, AT_ONCE = 4; // terms
 
-// n / d, in fewer instructions than a division of whole numbers takes, for n below 2**21.
-__device__ static int divided(int n, int d) { return __fdividef(n + 0.5f, d); }
-
-struct alignas(16) Four {
-    Real terms[4];
+template <int COUNT> struct alignas(COUNT * sizeof(Real) < 16 ? COUNT * sizeof(Real) : 16) Some {
+    Real items[COUNT];
 };
 
 // A matrix whose element (i, k) is term k of the sums for row i: as it is (ALONG), or else transposed.
@@ -21,97 +18,94 @@ template <bool ALONG> struct Factor {
     bool aligned;
     __device__ Factor(Matrix m) : data(m.data), step(m.step), aligned(((Word)data | step * sizeof(Real)) % 16 == 0) {}
     __device__ const Real *at(int i, int k) const { return data + (ALONG ? i * step + k : k * step + i); }
-    __device__ Four four(int i, int k) const
+    // Terms from k on of each of some rows, at once where they lie so; the rows lie `beside` each other or not.
+    template <int COUNT>
+    __device__ void load(Real (&terms)[COUNT][AT_ONCE], const int (&rows)[COUNT], bool beside, int k) const
     {
-        const Real *from = at(i, k);
-        if (ALONG && aligned)
-            return *(const Four *)from; // at once
-        int next = ALONG ? 1 : step;
-        return {{from[0], from[next], from[2 * next], from[3 * next]}};
+        for (int n = 0; n < COUNT * AT_ONCE; n++) {
+            int row = ALONG ? n / AT_ONCE : n % COUNT, term = ALONG ? n % AT_ONCE : n / COUNT;
+            if (ALONG && aligned) {
+                if (term == 0)
+                    memcpy(terms[row], (const Some<AT_ONCE> *)at(rows[row], k), sizeof(terms[row]));
+            } else if (!ALONG && aligned && beside) {
+                if (row == 0) {
+                    Some<COUNT> some = *(const Some<COUNT> *)at(rows[0], k + term);
+                    for (int m = 0; m < COUNT; m++)
+                        terms[m][term] = some.items[m];
+                }
+            } else
+                terms[row][term] = *at(rows[row], k + term);
+        }
     }
 };
 typedef Factor<true> AsItIs;
 typedef Factor<false> Transposed;
 
-__device__ static Real (&parts_of_sums())[PART][THREADS]
-{
-    __shared__ Real parts[PART][THREADS];
-    return parts;
-}
-
-// Call keep(tile, n, sum) for each element n of a block's tiles, with what all threads have found of it.
-template <class Keep> __device__ void join(const Real (&sums)[TILE * TILE], int tiles, int slices, Keep keep)
-{
-    Real(&parts)[PART][THREADS] = parts_of_sums();
-    for (int start = 0; start < TILE * TILE; start += PART) {
-        __syncthreads(); // what was here before has been read
-        for (int n = 0; n < PART; n++)
-            parts[n][thread_of_block()] = start ? sums[PART + n] : sums[n]; // known indices: sums stay in registers
-        __syncthreads();
-        for (int at = thread_of_block(); at < PART * tiles; at += THREADS) {
-            int n = divided(at, tiles), tile = at - n * tiles;
-            Real sum = 0;
-            for (int slice = 0; slice < slices; slice++)
-                sum += parts[n][slice * tiles + tile];
-            keep(tile, start + n, sum);
-        }
-    }
-}
-
 // Call store(i, j, sum), for each row i and column j, with the sum of all terms a(i, k) * b(j, k).
 template <bool A, bool B, class Store>
 __device__ void product(Factor<A> a, Factor<B> b, int rows, int columns, int terms, Store store)
 {
-    int down = (rows + TILE - 1) / TILE, across = (columns + TILE - 1) / TILE, all = down * across;
-    int share = (all + BLOCKS - 1) / BLOCKS, first = share * block_of_grid(), tiles = min(share, all - first);
-    if (tiles <= 0)
-        return;
-    int fours = terms / 4, slices = max(1, min(divided(THREADS, tiles), fours)), size = divided(fours - 1, slices) + 1;
-    auto keep = [&](int tile, int n, Real sum) {
-        int y = divided(first + tile, across), x = first + tile - y * across;
-        int i = y + n / TILE * down, j = x + n % TILE * across;
-        if (i < rows && j < columns)
-            store(i, j, sum);
-    };
-    for (int start = 0; start < tiles * slices; start += THREADS) {
-        int thread = start + thread_of_block(), slice = divided(thread, tiles), tile = thread - slice * tiles;
-        int y = divided(first + tile, across), x = first + tile - y * across, i[TILE], j[TILE];
-        for (int n = 0; n < TILE; n++) { // beyond the last, the last once more, which nobody keeps
-            i[n] = min(y + n * down, rows - 1);
-            j[n] = min(x + n * across, columns - 1);
+    const int SIZE = HIGH * BROAD;
+    int down = (rows + HIGH - 1) / HIGH, across = (columns + BROAD - 1) / BROAD, tiles = down * across;
+    // whether a thread's rows, or columns, lie side by side, and so can be read at once, even those beyond the last; else
+    // its columns lie apart, so that threads side by side read and write what lies side by side
+    bool rows_beside = HIGH * down <= a.step, columns_beside = A && !B && BROAD * across <= b.step && b.aligned;
+    int chunks = terms / AT_ONCE, bits = 5; // of a lane's number in its warp, which say whose slice it has not
+    while (bits > 0 && tiles << (6 - bits) <= THREADS && 1 << (6 - bits) <= chunks)
+        bits--;
+    int slices = 32 >> bits, lane = thread_of_block() % 32, slice = lane >> bits;
+    for (int start = 0; start < tiles; start += THREADS / 32 << bits) {
+        int tile = start + (thread_of_block() / 32 << bits) + lane % (1 << bits), last = min(tile, tiles - 1);
+        int y = last / across, x = last - y * across, i[HIGH], j[BROAD];
+        for (int n = 0; n < HIGH; n++) // beyond the last, the last once more, which nobody keeps
+            i[n] = min(y * HIGH + n, rows - 1);
+        for (int n = 0; n < BROAD; n++)
+            j[n] = min(columns_beside ? x * BROAD + n : x + n * across, columns - 1);
+        Real sums[SIZE] = {};
+        for (int chunk = slice; chunk < chunks; chunk += slices) {
+            Real u[HIGH][AT_ONCE], v[BROAD][AT_ONCE];
+            // where both factors are read along rows, threads side by side begin at terms apart, which lie in other banks
+            int k = AT_ONCE * (A && B ? (chunk + x) % chunks : chunk);
+            a.load(u, i, rows_beside, k);
+            b.load(v, j, columns_beside, k);
+            for (int n = 0; n < SIZE; n++)
+                for (int term = 0; term < AT_ONCE; term++)
+                    sums[n] += u[n / BROAD][term] * v[n % BROAD][term];
         }
-        Real sums[TILE * TILE] = {};
-        int begin = slice * size, end = min(begin + size, slice < slices ? fours : 0);
-        // where both factors are read along rows, threads side by side begin at terms apart, which lie in other banks
-        int k = A && B && end > begin ? begin + x % (end - begin) : begin;
-        for (int n = begin; n < end; n++) {
-            Four u[TILE], v[TILE];
-            for (int m = 0; m < TILE; m++)
-                u[m] = a.four(i[m], 4 * k), v[m] = b.four(j[m], 4 * k);
-            for (int m = 0; m < TILE * TILE; m++)
-                for (int term = 0; term < 4; term++)
-                    sums[m] += u[m / TILE].terms[term] * v[m % TILE].terms[term];
-            k = k + 1 < end ? k + 1 : begin;
+        for (int k = AT_ONCE * chunks + slice; k < terms; k += slices)
+            for (int n = 0; n < SIZE; n++)
+                sums[n] += *a.at(i[n / BROAD], k) * *b.at(j[n % BROAD], k);
+        // Threads that share a tile exchange halves of their sums, until each has added up those that it keeps.
+        int first = 0, kept = SIZE;
+#pragma unroll
+        for (int distance = 16, half = SIZE / 2; distance; distance /= 2, half /= 2)
+            if (distance >> bits) {
+                bool upper = lane & distance;
+                for (int n = 0; n < max(1, half); n++) {
+                    Real mine = upper ? sums[n + half] : sums[n], other = upper ? sums[n] : sums[n + half];
+                    sums[n] = mine + __shfl_xor_sync(0xffffffffu, other, distance);
+                }
+                first += upper ? half : 0;
+                kept = max(1, half);
+            }
+        for (int n = 0; n < SIZE; n++) {
+            int at = first + n, row = y * HIGH + at / BROAD;
+            int column = columns_beside ? x * BROAD + at % BROAD : x + at % BROAD * across;
+            if (n < kept && tile < tiles && row < rows && column < columns)
+                store(row, column, sums[n]);
         }
-        for (k = 4 * fours; k < terms && slice == 0; k++)
-            for (int m = 0; m < TILE * TILE; m++)
-                sums[m] += *a.at(i[m / TILE], k) * *b.at(j[m % TILE], k);
-        if (slices > 1)
-            join(sums, tiles, slices, keep);
-        else if (slice == 0)
-            for (int m = 0; m < TILE * TILE; m++)
-                keep(tile, m, sums[m]);
     }
 }
+#endif
 
-ELEMENTS dense_forward(Matrix x, Matrix w, Matrix b, Matrix z)
+TILES dense_forward(Matrix x, Matrix w, Matrix b, Matrix z)
 {
     product(AsItIs(x), Transposed(w), z.rows, z.columns, x.columns, [=](int i, int j, Real sum) {
         z(i, j) = sum + b(0, j);
     });
 }
 
-ELEMENTS dense_relu_forward(Matrix x, Matrix w, Matrix b, Matrix y)
+TILES dense_relu_forward(Matrix x, Matrix w, Matrix b, Matrix y)
 {
     product(AsItIs(x), Transposed(w), y.rows, y.columns, x.columns, [=](int i, int j, Real sum) {
         Real z = sum + b(0, j);
@@ -119,22 +113,21 @@ ELEMENTS dense_relu_forward(Matrix x, Matrix w, Matrix b, Matrix y)
     });
 }
 
-ELEMENTS dense_input_grad(Matrix dz, Matrix w, Matrix dx)
+TILES dense_input_grad(Matrix dz, Matrix w, Matrix dx)
 {
     product(AsItIs(dz), AsItIs(w), dx.rows, dx.columns, dz.columns, [=](int i, int j, Real sum) { dx(i, j) = sum; });
 }
 
-ELEMENTS dense_relu_input_grad(Matrix dz, Matrix w, Matrix y, Matrix dx)
+TILES dense_relu_input_grad(Matrix dz, Matrix w, Matrix y, Matrix dx)
 {
     product(AsItIs(dz), AsItIs(w), dx.rows, dx.columns, dz.columns, [=](int i, int j, Real sum) {
-        dx(i, j) = y(i, j) <= 0 ? 0 : sum;
+        dx(i, j) = relu_slope(sum, y(i, j));
     });
 }
 
-ELEMENTS dense_weight_grad(Matrix x, Matrix dz, Matrix dw)
+TILES dense_weight_grad(Matrix x, Matrix dz, Matrix dw)
 {
     product(Transposed(x), Transposed(dz), dw.rows, dw.columns, x.rows, [=](int i, int j, Real sum) {
         dw(i, j) = sum;
     });
 }
-#endif

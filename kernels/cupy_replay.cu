@@ -1,18 +1,10 @@
-// A training step as one kernel of a block or a few; see cupy_math.cu, and OneKernel in cupy_replay.py, which makes the
-// table.
+// Training steps as one kernel, of a block or of a cluster of blocks that share each batch; see cupy_math.cu, and
+// cupy_one_kernel.py, which makes the tables.
 
-// Blocks of a cluster work at the same time, each on a multiprocessor of its own. What one has written before it waits,
-// the others see.
 #if BLOCKS > 1
-#define TOGETHER __cluster_dims__(1, BLOCKS, 1)
-__device__ static void wait_for_all()
-{
-    __cluster_barrier_arrive();
-    __cluster_barrier_wait();
-}
+#define TOGETHER __cluster_dims__(BLOCKS, 1, 1)
 #else
 #define TOGETHER
-__device__ static void wait_for_all() { __syncthreads(); }
 #endif
 
 // The block's shared memory, as 16 bytes at a time, which are the most that a thread can copy.
@@ -39,30 +31,97 @@ __device__ static void copy_all(Integers spans, bool back)
     }
 }
 
-template <class T> __device__ static T next(const Word *&word)
+// As many numbers as a thread can copy at once; a block's parameters are whole such pieces.
+struct alignas(16) Numbers16 {
+    Real items[16 / sizeof(Real)];
+};
+
+// What shares have found of gradients becomes their sum, each block's part of it in that block.
+ELEMENTS add_shares(Vector g)
 {
-    const T *item = (const T *)word;
-    word += sizeof(T) / sizeof(Word);
-    return *item;
+    const int COUNT = 16 / sizeof(Real);
+    EACH(i, g.size / COUNT) {
+        Numbers16 *own = (Numbers16 *)g.data + i, sum = {};
+        for (int other = 0; other < BLOCKS; other++) {
+            Numbers16 found = *of_share(own, other);
+            for (int n = 0; n < COUNT; n++)
+                sum.items[n] += found.items[n];
+        }
+        *own = sum;
+    }
 }
 
+// All blocks get the parameters that this one has changed.
+ELEMENTS send_share(Vector p)
+{
+    EACH(i, p.size * sizeof(Real) / 16) {
+        Numbers16 *own = (Numbers16 *)p.data + i, piece = *own;
+        for (int other = 1; other < BLOCKS; other++)
+            *of_share(own, (rank() + other) % BLOCKS) = piece;
+    }
+    parameters_are_sent();
+}
+
+// A sum over steps, of which there are two at each place. Each block has its own; the first block's begins with what was
+// there before, and grows by those of the others in the end. In order that it changes no bit how many steps a launch
+// takes, each block goes on with its own sum, unless somebody has changed the sum of all: `kept` holds both, the latter
+// behind those of blocks.
+__device__ static double &total_at(Integers totals, Word i) { return ((double *)((char *)near + totals[i / 2]))[i % 2]; }
+
+__device__ static void begin_totals(Integers totals, Doubles kept)
+{
+    Word count = 2 * totals.size;
+    EACH_OF_BLOCK(i, count) {
+        double &total = total_at(totals, i);
+        if (total == kept[BLOCKS * count + i])
+            total = kept[rank() * count + i];
+        else if (rank() > 0)
+            total = 0;
+    }
+}
+
+__device__ static void end_totals(Integers totals, Doubles kept)
+{
+    Word count = 2 * totals.size;
+    EACH_OF_BLOCK(i, count) {
+        double &total = total_at(totals, i);
+        kept[rank() * count + i] = total;
+        if (rank() == 0) {
+            for (int other = 1; other < BLOCKS; other++)
+                total += *of_share(&total, other);
+            kept[BLOCKS * count + i] = total;
+        }
+    }
+}
+
+__device__ static Integers mine(Integers of_all)
+{
+    Word size = of_all.size / BLOCKS;
+    return {of_all.data + rank() * size, size};
+}
+
+// Tables, loads and stores are those of all blocks, one after the other.
 // The second bound, that a multiprocessor runs but one such block, gives each thread all the registers that it may have.
 extern "C" __global__ void TOGETHER __launch_bounds__(THREADS, 1)
-    replay(Integers table, Integers moved, Integers spans, Word table_is_near, Word steps)
+    replay(Integers tables, Integers loads, Integers stores, Integers totals, Doubles kept, Word rows, Word steps)
 {
-    Word *words = table_is_near ? (Word *)near : table.data;
+    Integers table = mine(tables);
+    Word *given = (Word *)near;
     EACH_OF_BLOCK(i, table.size)
-        words[i] = table[i] + moved[i] * (Word)near; // a place becomes an address
-    copy_all(spans, false);
+        given[i] = table[i];
+#if BLOCKS > 1
+    rows_of_batch() = rows;
+#endif
+    copy_all(mine(loads), false);
     __syncthreads();
-    for (; steps; steps--)
-        for (const Word *word = words; word < words + table.size;) {
-            if (*word++)
-                wait_for_all();
-            switch (*word++) {
-CASES
-            }
-        }
+    begin_totals(totals, kept);
+    parameters_are_sent();
+    for (; steps; steps--) {
+STEP
+    }
+    wait_for_parameters();
+    end_totals(totals, kept);
     __syncthreads();
-    copy_all(spans, true);
+    copy_all(mine(stores), true);
+    wait_for_all(); // a block's memory stays as long as another may read it
 }

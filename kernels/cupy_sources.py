@@ -28,10 +28,12 @@ __all__ = [
 ]
 
 # the first is part of all others
-FILES = "math", "activations", "layers", "losses", "norms", "optim", "fused", "products"
-SOURCES = {name: (Path(__file__).parent / f"cupy_{name}.cu").read_text() for name in (*FILES, "replay")}
-OPTIONS = ("--std=c++17",)
+FILES = "math", "activations", "layers", "losses", "norms", "optim", "fused", "products", "factors"
+SOURCES = {name: (Path(__file__).parent / f"cupy_{name}.cu").read_text() for name in (*FILES, "tiles", "replay")}
+OPTIONS = "--std=c++17", "-default-device"  # the latter for lambdas of any number of arguments
 WIDE = 1024  # columns from which a row gets a block instead of a part of a warp
+# before a part begins: nothing, or a wait for this block, for all blocks, or for this one and parameters from others
+WAITS = "", "__syncthreads();\n", "wait_for_all();\n", "__syncthreads();\nwait_for_parameters();\n"
 TYPES = "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"  # of a Table, in the order of cupy_math.cu
 
 
@@ -55,12 +57,14 @@ class Stage(NamedTuple):
         return [self.arrays[name] for _, name in KERNELS[self.kernel].parameters]
 
 
-KERNEL = re.compile(r"^(ELEMENTS|ROWS|COLUMNS|ONE_BLOCK) (\w+)\(([^)]*)\)", re.MULTILINE)
+KERNEL = re.compile(r"^(ELEMENTS|ROWS|COLUMNS|SUMS|ONE_BLOCK|TILES) (\w+)\(([^)]*)\)", re.MULTILINE)
 KERNELS = {
     name: Kernel(file, pattern, tuple((kind, of) for kind, of in map(str.split, parameters.split(","))))
     for file, source in SOURCES.items()
     for pattern, name, parameters in KERNEL.findall(source)
 }
+# which cuBLAS alone computes: w = factors[0] * x.T @ dz + factors[1] * w
+KERNELS["weight_step"] = Kernel("", "", (("Matrix", "x"), ("Matrix", "dz"), ("Vector", "factors"), ("Matrix", "w")))
 
 
 def source(files: Iterable[str], floats: str) -> str:
@@ -70,17 +74,20 @@ def source(files: Iterable[str], floats: str) -> str:
     return "\n".join([head, SOURCES["math"], *(SOURCES[file] for file in files)])
 
 
-def source_of_parts(kernels: tuple[str, ...], floats: str, blocks: int) -> str:
-    """One kernel, "replay", of which these are parts, for a cluster of so many blocks."""
-    cases = []
-    for place, name in enumerate(kernels):
-        kernel = KERNELS[name]
-        read = "".join(f"{kind} {of} = next<{kind}>(word); " for kind, of in kernel.parameters)
-        condition = "if (block_of_grid() == 0) " if kernel.pattern == "ONE_BLOCK" else ""
-        call = f"{name}({', '.join(of for _, of in kernel.parameters)});"
-        cases.append(f"case {place}: {{ {read}{condition}{call} break; }}")
-    files = [file for file in FILES[1:] if file in {KERNELS[name].file for name in kernels}]
-    replay = SOURCES["replay"].replace("CASES", "\n".join(cases))
+def source_of_parts(parts: Sequence[tuple[str, int, Sequence[Sequence[str]]]], floats: str, blocks: int) -> str:
+    """One kernel, "replay", which runs others one after the other, for a cluster of so many blocks.
+
+    Each part is a kernel, before whom it waits, and the members of the structures that it is given, as C++.
+    """
+    steps = []
+    for name, waits, arguments in parts:
+        given = (
+            f"{kind}{{(decltype({kind}::data))({data}), {', '.join(sizes)}}}"
+            for (kind, _), (data, *sizes) in zip(KERNELS[name].parameters, arguments, strict=True)
+        )
+        steps.append(f"{WAITS[waits]}{name}({', '.join(given)});")
+    files = [file for file in FILES[1:] if file in {KERNELS[name].file for name, *_ in parts}]
+    replay = SOURCES["replay"].replace("STEP", "\n".join(steps))
     return f"#define PARTS\n#define BLOCKS {blocks}\n{source(files, floats)}\n{replay}"
 
 

@@ -18,7 +18,7 @@ REPLAY = standin.replay_module()
 
 @pytest.fixture
 def engine(monkeypatch):
-    monkeypatch.setattr(REPLAY, "blocks_for", lambda *_: 0)
+    monkeypatch.setattr(REPLAY, "blocks_for", lambda *_: [])
     return standin.engine_on_host().at_precision("bf16")
 
 

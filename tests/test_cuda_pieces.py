@@ -17,7 +17,7 @@ MODULE, REPLAY = standin.engine_module(), standin.replay_module()
 @pytest.fixture
 def engine(monkeypatch):
     """An engine with a GPU that is full, and pieces of 400 bytes."""
-    monkeypatch.setattr(REPLAY, "blocks_for", lambda *_: 0)
+    monkeypatch.setattr(REPLAY, "blocks_for", lambda *_: [])
     monkeypatch.setattr(MODULE, "PIECE_BYTES", 400)
     monkeypatch.setattr(standin, "free", {"device": 0, "pool": 0})
     return standin.engine_on_host()
@@ -85,7 +85,7 @@ def test_places_take_no_memory_while_pieces_are_used(engine, monkeypatch):
 @pytest.mark.parametrize("blocks", [0, 1])
 def test_what_was_made_ready_for_a_place_serves_the_next_piece_there(engine, monkeypatch, blocks):
     """Thirteen pieces: whole ones in either place, and a smaller last one."""
-    monkeypatch.setattr(REPLAY, "blocks_for", lambda *_: blocks)
+    monkeypatch.setattr(REPLAY, "blocks_for", lambda *_: [blocks] * blocks)
     kind, made = ("OneKernel" if blocks else "Graph"), []
     make = getattr(REPLAY, kind)
     monkeypatch.setattr(REPLAY, kind, lambda engine, *given: made.append(given) or make(engine, *given))

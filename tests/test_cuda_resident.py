@@ -19,7 +19,7 @@ WEIGHTS = np.linspace(0.5, 2, ROWS)
 
 @pytest.fixture
 def engine(monkeypatch):
-    monkeypatch.setattr(REPLAY, "blocks_for", lambda *_: 0)
+    monkeypatch.setattr(REPLAY, "blocks_for", lambda *_: [])
     return standin.engine_on_host()
 
 

@@ -2,7 +2,7 @@
 //
 // The threads of a block are fibers. Warps run in shuffled order, each as far as it can come alone; barriers and shuffles
 // wait for whom they must; shared memory holds NaN before each block. So a missing barrier, or a thread that never comes
-// to one, shows.
+// to one, shows. Subnormal floats count as 0, as with -ftz=true.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -13,6 +13,15 @@
 #include <ucontext.h>
 #include <utility>
 #include <vector>
+#ifdef __SSE2__
+#include <xmmintrin.h>
+static unsigned float_settings() { return _mm_getcsr(); }
+static void set_float_settings(unsigned settings) { _mm_setcsr(settings); }
+#else
+static unsigned float_settings() { return 0; }
+static void set_float_settings(unsigned) {}
+#endif
+const unsigned FLUSH = 0x8040; // subnormal results and operands
 
 using std::exp, std::expm1, std::fabs, std::floor, std::fmax, std::log, std::log1p, std::max, std::min, std::pow, std::sqrt, std::tanh;
 
@@ -37,7 +46,9 @@ template <class To, class From> To bits_as(From x)
     return to;
 }
 static unsigned __float_as_uint(float x) { return bits_as<unsigned>(x); }
+static int __float_as_int(float x) { return bits_as<int>(x); }
 static float __int_as_float(int x) { return bits_as<float>(x); }
+static long long __double_as_longlong(double x) { return bits_as<long long>(x); }
 static double __longlong_as_double(long long x) { return bits_as<double>(x); }
 static unsigned long long __umul64hi(unsigned long long x, unsigned long long y)
 {
@@ -49,7 +60,7 @@ struct dim3 {
 };
 static dim3 gridDim, blockDim, blockIdx, threadIdx;
 
-enum State { RUNS, AT_BARRIER, AT_CLUSTER_BARRIER, IN_SHUFFLE, DONE };
+enum State { RUNS, AT_BARRIER, ARRIVED, AT_CLUSTER_BARRIER, IN_SHUFFLE, DONE };
 struct Fiber {
     char *stack;
     void *place[5]; // where it goes on
@@ -58,6 +69,7 @@ struct Fiber {
     unsigned group; // of a shuffle: a bit for each thread of the warp
     int distance;
     double value;
+    int arrived, awaited; // at barriers of the cluster, and behind them
 };
 static std::vector<Fiber *> fibers;
 static void *scheduler[5];
@@ -103,8 +115,30 @@ static __attribute__((noinline)) void make_fiber()
 }
 
 static void __syncthreads() { wait_in(AT_BARRIER); }
-static void __cluster_barrier_arrive() {}
-static void __cluster_barrier_wait() { wait_in(AT_CLUSTER_BARRIER); }
+static std::vector<char *> memory_of_ranks; // of the blocks of the cluster that runs
+static void *__cluster_map_shared_rank(const void *x, unsigned rank)
+{
+    return memory_of_ranks[rank] + ((const char *)x - dynamic_shared_memory);
+}
+static size_t threads_of_cluster;
+static bool all_have_arrived(const Fiber *fiber)
+{
+    return std::all_of(fibers.begin(), fibers.begin() + threads_of_cluster,
+                       [fiber](Fiber *other) { return other->arrived >= fiber->awaited; });
+}
+static bool goes_on; // whether the block that runs does so where it has arrived, before others
+static void __cluster_barrier_arrive()
+{
+    fibers[running]->arrived++;
+    if (!goes_on) // until others have come as far as they can
+        wait_in(ARRIVED);
+}
+static void __cluster_barrier_wait()
+{
+    fibers[running]->awaited++;
+    if (!all_have_arrived(fibers[running]))
+        wait_in(AT_CLUSTER_BARRIER);
+}
 static void __threadfence() {}
 static unsigned atomicInc(unsigned *x, unsigned last)
 {
@@ -120,6 +154,8 @@ template <class T> T __shfl_xor_sync(unsigned group, T x, int distance)
     wait_in(IN_SHUFFLE);
     return me->value;
 }
+
+static void __syncwarp() { __shfl_xor_sync(0xffffffffu, 0, 0); }
 
 // Let the `count` threads from `first` on go on, if they all wait in `state`.
 static bool release(int first, int count, State state)
@@ -182,6 +218,15 @@ static void run_block(int first, int threads)
     } while (release(first, threads, AT_BARRIER));
 }
 
+static bool release_from_cluster_barrier()
+{
+    bool any = false;
+    for (size_t i = 0; i < threads_of_cluster; i++)
+        if (fibers[i]->state == ARRIVED || (fibers[i]->state == AT_CLUSTER_BARRIER && all_have_arrived(fibers[i])))
+            fibers[i]->state = RUNS, any = true;
+    return any;
+}
+
 // Run blocks at the same time, each as far as it can come alone. Whether all threads came to their end, and none waits
 // in vain for another.
 static bool run_cluster(std::vector<unsigned> blocks, int threads, size_t dynamic)
@@ -190,10 +235,15 @@ static bool run_cluster(std::vector<unsigned> blocks, int threads, size_t dynami
     std::vector<char *> dynamics(blocks.size());
     for (char *&memory : dynamics)
         posix_memalign((void **)&memory, 16, dynamic), memset(memory, 0xff, dynamic);
-    while (fibers.size() < blocks.size() * threads)
+    memory_of_ranks.resize(blocks.size());
+    for (size_t i = 0; i < blocks.size(); i++)
+        memory_of_ranks[blocks[i] % blocks.size()] = dynamics[i];
+    threads_of_cluster = blocks.size() * threads;
+    while (fibers.size() < threads_of_cluster)
         make_fiber();
     for (unsigned i = 0; i < blocks.size() * threads; i++) {
         fibers[i]->state = RUNS;
+        fibers[i]->arrived = fibers[i]->awaited = 0;
         fibers[i]->thread = {i % threads % blockDim.x, i % threads / blockDim.x, 0};
     }
     std::vector<unsigned> order(blocks.size());
@@ -204,14 +254,15 @@ static bool run_cluster(std::vector<unsigned> blocks, int threads, size_t dynami
             blockIdx = {blocks[block] % gridDim.x, blocks[block] / gridDim.x, 0};
             dynamic_shared_memory = dynamics[block];
             memcpy(&__start_shared_memory, shared[block].data(), shared_size());
+            goes_on = shuffled() % 2;
             run_block(block * threads, threads);
             memcpy(shared[block].data(), &__start_shared_memory, shared_size());
         }
-    } while (release(0, blocks.size() * threads, AT_CLUSTER_BARRIER));
+    } while (release_from_cluster_barrier());
     for (char *memory : dynamics)
         free(memory);
     if (std::all_of(fibers.begin(), fibers.begin() + blocks.size() * threads,
-                    [](Fiber *fiber) { return fiber->state == DONE; }))
+                    [](Fiber *fiber) { return fiber->state == DONE && fiber->arrived == fiber->awaited; }))
         return true;
     fibers.clear();
     return false;
@@ -227,7 +278,7 @@ template <class... Parameters> struct Call {
 // Launch as the driver does; 0, or 1 + the place of the first argument whose size is not that of its parameter, or -1
 // where threads wait in vain.
 template <class... Parameters>
-int launch(int together, void (*kernel)(Parameters...), const unsigned *grid, const unsigned *block, size_t dynamic, void **arguments,
+int launch(int together, bool flush, void (*kernel)(Parameters...), const unsigned *grid, const unsigned *block, size_t dynamic, void **arguments,
            const size_t *sizes, size_t count)
 {
     const size_t wanted[] = {sizeof(Parameters)...};
@@ -244,8 +295,11 @@ int launch(int together, void (*kernel)(Parameters...), const unsigned *grid, co
         blocks[i] = i;
     std::shuffle(blocks.begin(), blocks.end(), shuffled);
     bool done = blocks.size() % together == 0;
+    unsigned settings = float_settings();
+    set_float_settings(flush ? settings | FLUSH : settings);
     for (unsigned i = 0; i < blocks.size(); i += together)
         done = done && run_cluster({&blocks[i], &blocks[i] + together}, block[0] * block[1], dynamic);
+    set_float_settings(settings);
     return done ? 0 : -1;
 }
 
@@ -253,5 +307,5 @@ int launch(int together, void (*kernel)(Parameters...), const unsigned *grid, co
     extern "C" int launch_##name(const unsigned *grid, const unsigned *block, size_t dynamic, void **arguments, \
                                  const size_t *sizes, size_t count) \
     { \
-        return launch(BLOCKS, name, grid, block, dynamic, arguments, sizes, count); \
+        return launch(BLOCKS, sizeof(Real) == sizeof(float), name, grid, block, dynamic, arguments, sizes, count); \
     }

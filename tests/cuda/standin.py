@@ -28,7 +28,7 @@ import pytest
 
 import fastbp.kernels
 import fastbp.selection
-from fastbp.kernels.cublaslt import SIGNATURES
+from fastbp.kernels.cublaslt import NOT_SUPPORTED, SIGNATURES
 from fastbp.kernels.cupy_sources import SOURCES
 from fastbp.kernels.ops import OPS
 
@@ -201,7 +201,7 @@ class RawModule:
         names = (
             ["replay"]
             if "replay(" in code
-            else re.findall(r"^(?:ELEMENTS|ROWS|COLUMNS|ONE_BLOCK) (\w+)\(", code, re.MULTILINE)
+            else re.findall(r"^(?:ELEMENTS|ROWS|COLUMNS|SUMS|ONE_BLOCK|TILES) (\w+)\(", code, re.MULTILINE)
         )
         code = re.sub(r"extern __shared__ (\w+) (\w+)\[\];", r"#define \2 ((\1 *)dynamic_shared_memory)", code)
         together = "" if "#define BLOCKS" in code else "#define BLOCKS 1\n"
@@ -414,8 +414,11 @@ cupy.__dict__.update(
 )
 
 
+PARTS = {"cupy_engine": ["cupy_one_kernel", "cupy_replay"], "cupy_replay": ["cupy_one_kernel"], "cupy_one_kernel": []}
+
+
 @functools.cache
-def module_on_host(name, *parts):
+def module_on_host(name):
     """A module once more, on the stand-in for CuPy, as parts of it are: nothing is shared with the real one."""
     package = fastbp.kernels
     path = Path(package.__path__[0]) / f"{name}.py"
@@ -423,10 +426,14 @@ def module_on_host(name, *parts):
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "cupy", cupy)
-        for part in parts:
+        for part in PARTS[name]:
             patch.setitem(sys.modules, f"{package.__name__}.{part}", module_on_host(part))
         spec.loader.exec_module(module)
     return module
+
+
+def one_kernel_module():
+    return module_on_host("cupy_one_kernel")
 
 
 def replay_module():
@@ -434,7 +441,7 @@ def replay_module():
 
 
 def engine_module():
-    return module_on_host("cupy_engine", "cupy_replay")
+    return module_on_host("cupy_engine")
 
 
 class Blas:
@@ -444,6 +451,7 @@ class Blas:
         self.loaded = compiled((HERE / "blas.cpp").read_text(), *OPTIONS)
         self.ran = collections.Counter()
         self.seconds = {}
+        self.refused = set()
 
     def __getattr__(self, name):
         function = getattr(self.loaded, name)
@@ -461,6 +469,8 @@ class Blas:
                 raise RuntimeError(f"{name} returned {status}")
 
         function.argtypes = SIGNATURES[name]
+        if algorithm in self.refused:
+            return NOT_SUPPORTED
         current_stream().do(work)
         return 0
 
@@ -498,7 +508,7 @@ def stages_of(engine, *calls):
 
 def install():
     """Make fastbp take this for its engine "cupy", for all of its tests to run on."""
-    replay_module().blocks_for = lambda *_: 0  # else g++ compiles a kernel for each network
+    replay_module().blocks_for = lambda *_: []  # else g++ compiles a kernel for each network
     selection = fastbp.selection
     selection._KNOWN["cupy"] = selection._KNOWN["cupy"]._replace(needs=(), lacks=list)
     load = selection._load

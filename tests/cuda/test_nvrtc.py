@@ -2,7 +2,8 @@
 
 import pytest
 
-from fastbp.kernels.cupy_sources import FILES, OPTIONS, source, source_of_parts
+from fastbp.kernels.cupy_sources import FILES, KERNELS, OPTIONS, source, source_of_parts
+from fastbp.kernels.cupy_tiles import TILES, source_of_tiles
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings", exc_type=ImportError)
 
@@ -18,18 +19,29 @@ STEP = "next_batch", "take", "take_labels", "dense_relu_forward", "dense_forward
 STEP += "dense_bias_grad", "dense_weight_grad", "dense_relu_input_grad", "bias_grad", "adam"
 
 
-@pytest.mark.parametrize("file", [*FILES[1:], 1, 8], ids=str)
+def parts(blocks):
+    """The parts of a step, on arrays of any shapes."""
+    sizes = {"Table": ["given[1]", "5", "40", "8", "10"], "Matrix": ["given[2]", "5", "5"]}
+    names = STEP if blocks == 1 else (*STEP[:-1], "add_shares", STEP[-1], "send_share")
+    given = {name: [["given[0]", *sizes.get(kind, ["48"])] for kind, _ in KERNELS[name].parameters] for name in names}
+    return [(name, place % (2 if blocks == 1 else 4), given[name]) for place, name in enumerate(names)]
+
+
+@pytest.mark.parametrize("what", [*(file for file in FILES[1:] if file != "products"), *TILES, 1, 8], ids=str)
 @pytest.mark.parametrize("floats", ["float32", "float64"])
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
-def test_kernels_compile(file, floats, architecture):
-    """Those of a file, or a step as one kernel of so many blocks."""
-    if (file, architecture) == (8, "sm_80"):
+def test_kernels_compile(what, floats, architecture):
+    """Those of a file, products by tiles, or a step as one kernel of so many blocks."""
+    if (what, architecture) == (8, "sm_80"):
         pytest.skip("sm_80 has no clusters of blocks")
     try:
         run(nvrtc.nvrtcVersion)
     except RuntimeError as error:
         pytest.skip(f"needs nvidia-cuda-nvrtc: {error}")
-    code = source_of_parts(STEP, floats, file) if isinstance(file, int) else source([file], floats)
+    if isinstance(what, str):
+        code = source([what], floats)
+    else:
+        code = source_of_tiles(what, floats) if what in TILES else source_of_parts(parts(what), floats, what)
     program = run(nvrtc.nvrtcCreateProgram, code.encode(), b"kernels.cu", 0, [], [])
     options = [option.encode() for option in (f"--gpu-architecture={architecture}", "-ftz=true", *OPTIONS)]  # as CuPy
     status = nvrtc.nvrtcCompileProgram(program, len(options), options)[0]
