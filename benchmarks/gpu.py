@@ -1,6 +1,6 @@
 """All that is to be seen of the engine "cupy" on a GPU, in parts that resume, within 8 minutes.
 
-    python benchmarks/gpu.py [--json FILE] [--again] [--parts about "bench 2-64-3" ...]
+    python benchmarks/gpu.py [--json FILE] [--again] [--parts about "bench 2-64-3" ...] [--without "torch compiled" ...]
 
 Each part runs in a process of its own, and its result is in the file as soon as it is there; the next call goes on with
 those that are missing or have failed. The exit status is 0 where all parts have passed.
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ CASES = {
 LINES = {"2-64-3": 300, "64-128-10": 32, "30-100-2": 200, "64-512-10": 32, "128-256-128-10": 64, "256-256-10": 128}
 LINES |= {"784-512-256-10": 128}
 ENGINE, LR, REPEATS = "cupy", 0.01, 5
-PROCESSES, SHARES = 4, 4  # of the tests
+PROCESSES, SHARES = 8, 4  # of the tests
 OF_ENGINES = "cupy or fuzz or fused or engines"  # in the names of those that are run on each engine
 Run = Callable[[int], list[float]]  # trains for so many epochs, and gives the seconds of each
 
@@ -136,6 +136,7 @@ def tests(share: int) -> dict[str, Any]:
 
     files = sorted(map(str, (ROOT / "tests").glob("test_*.py")))[share::SHARES]
     options = ["-q", "-n", str(PROCESSES), "--dist", "worksteal", "--maxfail", "20", "-k", OF_ENGINES]
+    options += ["-p", "no:benchmark"]  # which warns of the processes
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         status = pytest.main([*options, *files])
     return {"passed": status == 0, "output": printed.getvalue().splitlines()[-40:]}
@@ -164,7 +165,7 @@ def some_work() -> None:
         in_each_way([30, 64, 10], batch=50, steps=3)
 
 
-def bench(name: str) -> dict[str, Any]:
+def bench(name: str, without: Sequence[str] = ()) -> dict[str, Any]:
     """Microseconds a step of a network, beside torch and jax in the same run and precision."""
     batch, steps, precisions, *targets = CASES[name]
     contenders: dict[str, Callable[..., Run]] = {
@@ -178,6 +179,8 @@ def bench(name: str) -> dict[str, Any]:
     for precision in precisions:
         us: dict[str, Any] = {}
         for contender, prepare in contenders.items():
+            if contender in without:
+                continue
             try:
                 run = prepare(sizes_of(name), batch, steps, precision)
                 run(1)
@@ -210,7 +213,7 @@ def settings_of_ways() -> dict[str, contextlib.AbstractContextManager[Any]]:
 @contextlib.contextmanager
 def settings(module: Any, blocks: int, lanes: int) -> Iterator[mock.Mock]:
     """So many blocks for one kernel, 0 for a graph, and so many lanes; gives what is asked how many blocks to take."""
-    asked = mock.Mock(return_value=blocks)
+    asked = mock.Mock(return_value=[blocks] if blocks else [])
     with mock.patch.multiple(module, blocks_for=asked, LANES=lanes):
         yield asked
 
@@ -367,7 +370,7 @@ def by_jax(sizes: list[int], batch: int, steps: int, precision: str) -> Run:
     return each_timed(epoch)
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     **{part.__name__: part for part in (about, check, training, ways)},
     **{f"bench {name}": functools.partial(bench, name) for name in CASES},
     "sanitizer": sanitizer,
@@ -375,7 +378,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def run_parts(names: list[str], file: Path, again: bool) -> bool:
+def run_parts(names: list[str], file: Path, again: bool, without: Sequence[str] = ()) -> bool:
     """Run the parts that have not passed yet, and keep each result; whether all have passed."""
     if reason := next(entry.why_not for entry in fastbp.engines() if entry.name == "cupy"):
         raise NoGPU(f"no GPU to measure: {reason}")
@@ -384,16 +387,16 @@ def run_parts(names: list[str], file: Path, again: bool) -> bool:
     for name in names:
         if kept.get(name, {}).get("passed"):
             continue
-        kept[name] = in_process(name, end - time.monotonic())
+        kept[name] = in_process(name, end - time.monotonic(), without)
         print(f"{name}: {'passed' if kept[name]['passed'] else 'FAILED'}", flush=True)
         file.write_text(json.dumps(kept, indent=1) + "\n")
     return all(kept[name]["passed"] for name in names)
 
 
-def in_process(name: str, seconds: float) -> dict[str, Any]:
+def in_process(name: str, seconds: float, without: Sequence[str] = ()) -> dict[str, Any]:
     """What a part gives, in a process of its own; an error or too long a time is a failure, not the end."""
     start = time.monotonic()
-    command = [sys.executable, __file__, "--part", name]
+    command = [sys.executable, __file__, "--part", name, *(["--without", *without] if without else [])]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=max(seconds, 1))
         result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"error": done.stderr[-4000:]}
@@ -409,13 +412,15 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "gpu.json")
     parser.add_argument("--again", action="store_true", help="also what has passed")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--without", nargs="+", default=[], help='contenders to leave out, such as "torch compiled"')
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        print(json.dumps(PARTS[options.part]()))
+        given = {"without": options.without} if options.part.startswith("bench") else {}
+        print(json.dumps(PARTS[options.part](**given)))
         return 0
     try:
-        return 0 if run_parts(options.parts, options.json, options.again) else 1
+        return 0 if run_parts(options.parts, options.json, options.again, options.without) else 1
     except NoGPU as error:
         print(error, file=sys.stderr)
         return 2
