@@ -458,8 +458,7 @@ def spread(pattern: str, extent: Array, most: int) -> tuple[Shape2D, Shape2D]:
         lanes = min(LINE // PACK, power_of_two(packs))
         across = min(most, -(-packs // lanes))
         down = rows // (ROWS_OF_SUM * THREADS // lanes)
-        threads = max(64, min(THREADS, lanes * power_of_two(rows)))  # at least as many as columns
-        return (across, max(1, min(most // across, down))), (threads, 1)
+        return (across, max(1, min(most // across, down))), (THREADS, 1)
     if pattern == "ROWS":
         lanes = min(32, power_of_two(-(-columns // 4))) if extent.ndim > 1 else 32
         if columns >= WIDE:

@@ -490,9 +490,9 @@ BARRIER, RECEIVED = "__syncthreads();", "wait_for_parameters();"
         (1, "cursor[0] += rows.size", "cursor[0] += rows.size - 1", None),
         (8, "order[cursor[0] + i]", "order[cursor[0] + 0 * i]", None),
         (1, "start += THREADS / 32 << bits", "start += THREADS / 16 << bits", None),
-        (1, "k = 4 * fours + slice;", "k = 4 * fours + slice + 1;", None),
+        (1, "k = AT_ONCE * chunks + slice;", "k = AT_ONCE * chunks + slice + 1;", None),
         (1, "mine + __shfl_xor_sync(0xffffffffu, other, distance)", "mine + other", None),
-        (1, ": x + at % TILE * across", ": x + at % TILE", None),
+        (1, ": x + at % BROAD * across", ": x + at % BROAD", None),
     ],
 )
 def test_a_fault_is_found(count, old, new, which):

@@ -30,7 +30,7 @@ BARRIER, OF_WARP = "__syncthreads();", "__syncwarp();"
 BARRIERS = {
     "math": [
         "softmax_forward", "softmax_forward", "batch_statistics", "batch_statistics", "", "softmax_cross_entropy",
-        "dense_bias_grad", "dense_bias_grad", "", "",
+        "", "", "dense_bias_grad", "dense_bias_grad",
     ],
     "layers": ["next_batch"],
     "optim": ["adam"],
