@@ -7,10 +7,6 @@
 
 const int HIGH = 4, BROAD = 4, AT_ONCE = 4; // terms
 
-template <int COUNT> struct alignas(COUNT * sizeof(Real) < 16 ? COUNT * sizeof(Real) : 16) Some {
-    Real items[COUNT];
-};
-
 // A matrix whose element (i, k) is term k of the sums for row i: as it is (ALONG), or else transposed.
 template <bool ALONG> struct Factor {
     const Real *data;
@@ -26,10 +22,10 @@ template <bool ALONG> struct Factor {
             int row = ALONG ? n / AT_ONCE : n % COUNT, term = ALONG ? n % AT_ONCE : n / COUNT;
             if (ALONG && aligned) {
                 if (term == 0)
-                    memcpy(terms[row], (const Some<AT_ONCE> *)at(rows[row], k), sizeof(terms[row]));
+                    memcpy(terms[row], (const Pack<Real, AT_ONCE> *)at(rows[row], k), sizeof(terms[row]));
             } else if (!ALONG && aligned && beside) {
                 if (row == 0) {
-                    Some<COUNT> some = *(const Some<COUNT> *)at(rows[0], k + term);
+                    Pack<Real, COUNT> some = *(const Pack<Real, COUNT> *)at(rows[0], k + term);
                     for (int m = 0; m < COUNT; m++)
                         terms[m][term] = some.items[m];
                 }

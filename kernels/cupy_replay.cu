@@ -32,18 +32,16 @@ __device__ static void copy_all(Integers spans, bool back)
 }
 
 // As many numbers as a thread can copy at once; a block's parameters are whole such pieces.
-struct alignas(16) Numbers16 {
-    Real items[16 / sizeof(Real)];
-};
+typedef Pack<Real, 16 / sizeof(Real)> Reals;
 
 // What shares have found of gradients becomes their sum, each block's part of it in that block.
 ELEMENTS add_shares(Vector g)
 {
     const int COUNT = 16 / sizeof(Real);
     EACH(i, g.size / COUNT) {
-        Numbers16 *own = (Numbers16 *)g.data + i, sum = {};
+        Reals *own = (Reals *)g.data + i, sum = {};
         for (int other = 0; other < BLOCKS; other++) {
-            Numbers16 found = *of_share(own, other);
+            Reals found = *of_share(own, other);
             for (int n = 0; n < COUNT; n++)
                 sum.items[n] += found.items[n];
         }
@@ -55,7 +53,7 @@ ELEMENTS add_shares(Vector g)
 ELEMENTS send_share(Vector p)
 {
     EACH(i, p.size * sizeof(Real) / 16) {
-        Numbers16 *own = (Numbers16 *)p.data + i, piece = *own;
+        Reals *own = (Reals *)p.data + i, piece = *own;
         for (int other = 1; other < BLOCKS; other++)
             *of_share(own, (rank() + other) % BLOCKS) = piece;
     }

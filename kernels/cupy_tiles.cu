@@ -10,10 +10,7 @@ const int WIDTH = 16 / sizeof(Real);                       // numbers that a thr
 const int CHUNK = SHARES * WIDTH > 8 ? SHARES * WIDTH : 8; // terms that a warp takes at a time
 const int PIECES = CHUNK / WIDTH;                          // of a row of a chunk
 
-template <int COUNT> struct alignas(COUNT * sizeof(Real)) Some { // which a thread reads at once
-    Real numbers[COUNT];
-};
-typedef Some<WIDTH> Piece;
+typedef Pack<Real, WIDTH> Piece;
 extern __shared__ Piece near[];
 
 // Begin to copy the first `count` of SIZE bytes, and zeros for the others.
@@ -101,7 +98,7 @@ template <bool ALONG, int LANES, int OWN> struct Side {
             else
 #pragma unroll 1
                 for (int m = 0; m < WIDTH; m++)
-                    begin_copy<sizeof(Real)>(at->numbers + m, next + m, m < left ? sizeof(Real) : 0);
+                    begin_copy<sizeof(Real)>(at->items + m, next + m, m < left ? sizeof(Real) : 0);
         }
         from += to_next_chunk;
         terms -= terms_on;
@@ -116,17 +113,17 @@ template <bool ALONG, int LANES, int OWN> struct Side {
                 Piece some = from[along(lane + LANES * n, piece)];
 #pragma unroll
                 for (int term = 0; term < WIDTH; term++)
-                    numbers[n][term] = some.numbers[term];
+                    numbers[n][term] = some.items[term];
             }
         else
 #pragma unroll
             for (int n = 0; n < OWN * WIDTH; n += TOGETHER) {
                 int term = n / OWN, row = n % OWN;
                 const Piece *of_term = from + (piece * WIDTH + term) * ACROSS_CHUNK;
-                Some<TOGETHER> some = ((const Some<TOGETHER> *)of_term)[row / TOGETHER * LANES + lane];
+                Pack<Real, TOGETHER> some = ((const Pack<Real, TOGETHER> *)of_term)[row / TOGETHER * LANES + lane];
 #pragma unroll
                 for (int m = 0; m < TOGETHER; m++)
-                    numbers[row + m][term] = some.numbers[m];
+                    numbers[row + m][term] = some.items[m];
             }
     }
 };
