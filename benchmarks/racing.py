@@ -50,7 +50,10 @@ class Racer:
             raise RuntimeError(f"the package was to come from {folder}, and came from {found}")
 
     def seconds(self, name: str, calls: int) -> float:
-        """What a call of an op, or an epoch of a network, takes: the least of a turn, in parts of so many calls."""
+        """What a call of an op, or an epoch of a network, takes: the least of a turn, in parts of so many calls.
+
+        The least, because whatever else happens on a machine only slows down.
+        """
         assert self._process.stdin is not None
         print(json.dumps([name, calls]), file=self._process.stdin, flush=True)
         return float(self._answer(name))
@@ -106,13 +109,12 @@ def parts(turn: Turn, calls: int, times: int) -> Iterator[float]:
             return
 
 
-def race(new: Racer, base: Racer, name: str) -> tuple[float, float]:
-    """The least seconds of each: whatever else happens on a machine only slows down."""
+def race(new: Racer, base: Racer, name: str) -> list[tuple[float, float]]:
+    """The seconds of both, in each pair of turns."""
     calls = 1
     for _ in range(3):
         calls = max(1, round(PART / base.seconds(name, calls)))
-    turns = [(new.seconds(name, calls), base.seconds(name, calls)) for _ in range(TURNS)]
-    return min(mine for mine, _ in turns), min(its for _, its in turns)
+    return [(new.seconds(name, calls), base.seconds(name, calls)) for _ in range(TURNS)]
 
 
 if __name__ == "__main__":

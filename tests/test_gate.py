@@ -55,14 +55,16 @@ def test_a_kernel_made_twice_as_slow_is_found_and_no_other(busy, monkeypatch, sl
 @pytest.mark.parametrize(
     ("tries", "verdict", "raced"),
     [
-        ([(1.2, 1)], {}, 1),
-        ([(3, 1), (1, 1)], {}, 2),
-        ([(3, 1), (2.9, 1.0), (3, 2), (1.4, 1)], {}, 4),
-        ([(2, 1), (4, 2), (2.2, 1), (2.1, 1)], {"adam": 2.0}, 4),
-        ([(1.3, 1), (1.3, 0.65), (2, 1), (2, 1)], {"adam": 2.0}, 4),  # in the first try the base was unlucky
+        ([[(1.2, 1)]], {}, 1),
+        ([[(3, 1)], [(1, 1)]], {}, 2),
+        ([[(3, 1)], [(2.9, 1.0)], [(3, 2)], [(1.4, 1)]], {}, 4),
+        ([[(2, 1)], [(4, 2)], [(2.2, 1)], [(2.1, 1)]], {"adam": 2.0}, 4),
+        ([[(1.3, 1)], [(1.3, 0.65)], [(2, 1)], [(2, 1)]], {"adam": 2.0}, 4),  # in the first try the base was unlucky
+        ([[(1, 0.5), (1, 1), (1, 1)]], {}, 1),  # the base was lucky once
+        ([[(3, 1), (1.1, 1), (2, 1)]], {}, 1),  # mine was unlucky twice of three times
     ],
 )
-def test_a_suspect_is_raced_again_and_the_least_times_count(busy, monkeypatch, tries, verdict, raced):
+def test_a_suspect_is_raced_again_and_is_slow_by_least_times_and_by_median(busy, monkeypatch, tries, verdict, raced):
     left = iter(tries)
     monkeypatch.setattr(gate, "race", lambda new, base, name: next(left))
     assert gate.slower(gate.HERE, gate.HERE, ["adam"]) == verdict
@@ -90,8 +92,9 @@ def test_a_racer_times_what_is_in_its_folder(tmp_path):
     pytest.importorskip("numba")
     new, base = racing.Racer(racing.HERE, times=2), racing.Racer(racing.HERE)
     assert {"relu_forward", "2-64-3"} < {*new.can} and "softmax_jacobian" not in new.can
-    mine, its = racing.race(new, base, "relu_forward")
-    assert 1e-7 < its < mine < 1  # a multiple of thousands of elements, and work done twice
+    turns = racing.race(new, base, "relu_forward")
+    assert len(turns) == racing.TURNS
+    assert 1e-7 < min(its for _, its in turns) < min(mine for mine, _ in turns) < 1  # thousands of elements; work twice
     for racer in (new, base):
         racer.close()
     (tmp_path / "fastbp").mkdir()
