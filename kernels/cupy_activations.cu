@@ -1,4 +1,4 @@
-// Activations and other work element by element; see cupy_math.cu.
+// Activations and other work element by element; see cupy_arrays.cu.
 
 ELEMENTS add(Matrix x, Matrix y, Matrix z)
 {

@@ -2,7 +2,7 @@
 
 A kernel is named as its op, and its parameters as the op's arguments; a line such as
 ``ROWS softmax_forward(Matrix z, Matrix p)`` in a `.cu` file says all that is needed to launch it. Each array is passed
-by value, as a structure of whole numbers of 64 bits, which its C++ type in `cupy_math.cu` mirrors.
+by value, as a structure of whole numbers of 64 bits, which its C++ type in `cupy_arrays.cu` mirrors.
 """
 
 from __future__ import annotations
@@ -447,7 +447,7 @@ def most_blocks() -> int:
 
 
 def spread(pattern: str, extent: Array, most: int) -> tuple[Shape2D, Shape2D]:
-    """Grid and block for an array, over which `Lanes` in cupy_math.cu lays a block's threads."""
+    """Grid and block for an array, over which `Lanes` in cupy_arrays.cu lays a block's threads."""
     rows, columns = extent.shape[0], math.prod(extent.shape[1:])
     if pattern == "ONE_BLOCK":
         return (1, 1), (THREADS, 1)

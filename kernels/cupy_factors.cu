@@ -1,4 +1,4 @@
-// What cuBLAS needs done before it multiplies matrices; see cupy_math.cu.
+// What cuBLAS needs done before it multiplies matrices; see cupy_arrays.cu.
 
 const int SIDE = 64; // of a tile
 const int AT_ONCE = 16; // elements of a tile for each of 256 threads

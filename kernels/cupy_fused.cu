@@ -1,4 +1,4 @@
-// Behind a matrix product: an activation's slope, and the bias gradient of its layer; see cupy_math.cu.
+// Behind a matrix product: an activation's slope, and the bias gradient of its layer; see cupy_arrays.cu.
 
 // dx *= slope(y), and its sums over rows.
 template <class T, class Slope> __device__ void bend(Rows<T> y, Rows<T> dx, Matrix db, Room room, Slope slope)

@@ -1,4 +1,4 @@
-// Batches, dropout, and what layers add to matrix products; see cupy_math.cu.
+// Batches, dropout, and what layers add to matrix products; see cupy_arrays.cu.
 
 ELEMENTS shuffle(Words keys, Integers order)
 {

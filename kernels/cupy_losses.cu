@@ -1,4 +1,4 @@
-// Softmax, losses and their gradients; see cupy_math.cu.
+// Softmax, losses and their gradients; see cupy_arrays.cu.
 
 // exp(z - top) of a row, where top is its largest element, and their sum. A thread reads and writes N columns at a time,
 // and keeps the first ones in registers.

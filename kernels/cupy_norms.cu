@@ -1,4 +1,4 @@
-// Normalisation and embeddings; see cupy_math.cu.
+// Normalisation and embeddings; see cupy_arrays.cu.
 //
 // Statistics, and the differences from a mean, are computed in double: columns whose mean is large lose nothing.
 

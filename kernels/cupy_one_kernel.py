@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NotShared", "OneKernel", "joined", "meetings", "room_of_block", "shared_memory_of"]
 
-BLOCK = 256, 1  # THREADS in cupy_math.cu
+BLOCK = 256, 1  # THREADS in cupy_arrays.cu
 ALIGNMENT = 16  # bytes, of what lies in shared memory: as many as a thread copies at a time
 MOST_MODULES = 256  # that are kept for networks to come
 KERNELS_OWN = 48 << 10  # bytes of shared memory that kernels need for themselves, at most

@@ -1,4 +1,4 @@
-// Optimizers, over all parameters at once; see cupy_math.cu.
+// Optimizers, over all parameters at once; see cupy_arrays.cu.
 
 ELEMENTS clip_value(Vector g, Doubles limit)
 {

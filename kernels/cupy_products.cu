@@ -1,5 +1,5 @@
 // Matrix products with what follows them. As kernels of their own they are computed by cupy_tiles.cu, or left to cuBLAS;
-// as parts of one kernel, see cupy_math.cu, by what follows here.
+// as parts of one kernel, see cupy_arrays.cu, by what follows here.
 //
 // A thread computes a tile of HIGH x BROAD elements. Where a block has fewer tiles than threads, several threads of a warp
 // share a tile, each with a slice of the sums. Shapes are known when this is compiled, but for rows that blocks share.

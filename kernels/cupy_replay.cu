@@ -1,4 +1,4 @@
-// Training steps as one kernel, of a block or of a cluster of blocks that share each batch; see cupy_math.cu, and
+// Training steps as one kernel, of a block or of a cluster of blocks that share each batch; see cupy_arrays.cu, and
 // cupy_one_kernel.py, which makes the tables.
 
 #if BLOCKS > 1

@@ -182,7 +182,7 @@ def blocks_for(work: int, size: int) -> list[int]:
 
 
 def room_for(blocks: int) -> int:
-    """How many numbers a Room holds: 256 bytes a block to add up columns, and a count; see cupy_math.cu."""
+    """How many numbers a Room holds: 256 bytes a block to add up columns, and a count; see cupy_arrays.cu."""
     return 1 + 32 * blocks + -(-blocks // 2)
 
 

@@ -27,14 +27,16 @@ __all__ = [
     "words_of",
 ]
 
-# the first is part of all others
-FILES = "math", "activations", "layers", "losses", "norms", "optim", "fused", "products", "factors"
-SOURCES = {name: (Path(__file__).parent / f"cupy_{name}.cu").read_text() for name in (*FILES, "tiles", "replay")}
+COMMON = "arrays", "sums", "packs", "math"  # what all others begin with
+FILES = "activations", "layers", "losses", "norms", "optim", "fused", "products", "factors"
+SOURCES = {
+    name: (Path(__file__).parent / f"cupy_{name}.cu").read_text() for name in (*COMMON, *FILES, "tiles", "replay")
+}
 OPTIONS = "--std=c++17", "-default-device"  # the latter for lambdas of any number of arguments
 WIDE = 1024  # columns from which a row gets a block instead of a part of a warp
 # before a part begins: nothing, or a wait for this block, for all blocks, or for this one and parameters from others
 WAITS = "", "__syncthreads();\n", "wait_for_all();\n", "__syncthreads();\nwait_for_parameters();\n"
-TYPES = "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"  # of a Table, in the order of cupy_math.cu
+TYPES = "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"  # of a Table, in the order of cupy_arrays.cu
 
 
 class Kernel(NamedTuple):
@@ -71,7 +73,7 @@ def source(files: Iterable[str], floats: str) -> str:
     """The kernels of some files for one float type, as CUDA C++."""
     real = {"float32": "float", "float64": "double"}[floats]
     head = f"typedef {real} Real;\nconst int WIDE = {WIDE};"
-    return "\n".join([head, SOURCES["math"], *(SOURCES[file] for file in files)])
+    return "\n".join([head, *(SOURCES[file] for file in (*COMMON, *files))])
 
 
 def source_of_parts(parts: Sequence[tuple[str, int, Sequence[Sequence[str]]]], floats: str, blocks: int) -> str:
@@ -86,7 +88,7 @@ def source_of_parts(parts: Sequence[tuple[str, int, Sequence[Sequence[str]]]], f
             for (kind, _), (data, *sizes) in zip(KERNELS[name].parameters, arguments, strict=True)
         )
         steps.append(f"{WAITS[waits]}{name}({', '.join(given)});")
-    files = [file for file in FILES[1:] if file in {KERNELS[name].file for name, *_ in parts}]
+    files = [file for file in FILES if file in {KERNELS[name].file for name, *_ in parts}]
     replay = SOURCES["replay"].replace("STEP", "\n".join(steps))
     return f"#define PARTS\n#define BLOCKS {blocks}\n{source(files, floats)}\n{replay}"
 

@@ -1,4 +1,4 @@
-// Matrix products that are too small for cuBLAS to spread over a GPU; see cupy_math.cu, and Tile in cupy_tiles.py.
+// Matrix products that are too small for cuBLAS to spread over a GPU; see cupy_arrays.cu, and Tile in cupy_tiles.py.
 //
 // A block computes a tile of the result. Its warps share the terms of the sums, and so do SHARES groups of a warp's lanes;
 // those of a group lie over the tile in DOWN rows of OVER, and each computes HIGH x BROAD elements, so that what it reads

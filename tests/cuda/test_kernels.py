@@ -28,10 +28,11 @@ BARRIER, OF_WARP = "__syncthreads();", "__syncwarp();"
 # an op that needs it, for each barrier of a file; the fifth of `math` is between blocks, which run one by one; without
 # an op, it matters where kernels are parts of one
 BARRIERS = {
-    "math": [
+    "sums": [
         "softmax_forward", "softmax_forward", "batch_statistics", "batch_statistics", "", "softmax_cross_entropy",
-        "", "", "dense_bias_grad", "dense_bias_grad",
+        "", "",
     ],
+    "packs": ["dense_bias_grad", "dense_bias_grad"],
     "layers": ["next_batch"],
     "optim": ["adam"],
     "factors": ["", ""],
@@ -122,14 +123,14 @@ def test_barriers_are_counted():
 @pytest.mark.parametrize(
     ("file", "old", "new", "name"),
     [
-        ("math", "data[i * (Index)step + j]", "data[i * (Index)step + j + 1]", "relu_forward"),
-        ("math", "j < (n); j += lanes.count", "j < (n) - 1; j += lanes.count", "layer_norm_forward"),
-        ("math", "& -count", "& -count / 2", "softmax_forward"),
-        ("math", "distance >= lanes.count", "distance > lanes.count", "batch_statistics"),
-        ("math", "j + n < x.columns ? j + n", "j + n + 1 < x.columns ? j + n + 1", "sgd"),
-        ("math", "warp < warps && keeps", "warp + 1 < warps && keeps", "dense_bias_grad"),
-        ("math", "i < grid_size();", "i < grid_size() - 1;", "softmax_cross_entropy"),
-        ("math", "int warp = 1;", "int warp = 2;", "layer_norm_forward"),
+        ("arrays", "data[i * (Index)step + j]", "data[i * (Index)step + j + 1]", "relu_forward"),
+        ("arrays", "j < (n); j += lanes.count", "j < (n) - 1; j += lanes.count", "layer_norm_forward"),
+        ("sums", "& -count", "& -count / 2", "softmax_forward"),
+        ("sums", "distance >= lanes.count", "distance > lanes.count", "batch_statistics"),
+        ("packs", "j + n < x.columns ? j + n", "j + n + 1 < x.columns ? j + n + 1", "sgd"),
+        ("packs", "warp < warps && keeps", "warp + 1 < warps && keeps", "dense_bias_grad"),
+        ("sums", "i < grid_size();", "i < grid_size() - 1;", "softmax_cross_entropy"),
+        ("sums", "int warp = 1;", "int warp = 2;", "layer_norm_forward"),
         ("losses", "(j == t[i])", "(j == t[i] + 1)", "softmax_cross_entropy_backward"),
     ],
 )

@@ -27,7 +27,7 @@ def parts(blocks):
     return [(name, place % (2 if blocks == 1 else 4), given[name]) for place, name in enumerate(names)]
 
 
-@pytest.mark.parametrize("what", [*(file for file in FILES[1:] if file != "products"), *TILES, 1, 8], ids=str)
+@pytest.mark.parametrize("what", [*(file for file in FILES if file != "products"), *TILES, 1, 8], ids=str)
 @pytest.mark.parametrize("floats", ["float32", "float64"])
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
 def test_kernels_compile(what, floats, architecture):
