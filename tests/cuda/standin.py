@@ -414,7 +414,12 @@ cupy.__dict__.update(
 )
 
 
-PARTS = {"cupy_engine": ["cupy_one_kernel", "cupy_replay"], "cupy_replay": ["cupy_one_kernel"], "cupy_one_kernel": []}
+PARTS = {
+    "cupy_engine": ["cupy_one_kernel", "cupy_replay", "cupy_ways"],
+    "cupy_ways": ["cupy_one_kernel", "cupy_replay"],
+    "cupy_replay": ["cupy_one_kernel"],
+    "cupy_one_kernel": [],
+}
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from . import standin
 
 pytestmark = pytest.mark.skipif(standin.COMPILER is None, reason="needs g++")
 
-ENGINE = standin.engine_module()
+ENGINE, REPLAY = standin.engine_module(), standin.replay_module()
 # the kernels that give a row of a matrix to a group of threads, and the ops that take them
 BY_ROW = {name for name, kernel in KERNELS.items() if kernel.pattern == "ROWS"}
 OF_ROWS = [name for name in OPS if BY_ROW.intersection(ENGINE.STAGES.get(name, (name,)))]
@@ -152,10 +152,10 @@ def test_several_blocks_share_the_rows_of_a_sum(engine, columns, dtype, aligned)
     bent = np.where(drawn[0] > 0, drawn[1], 0)
     grid, _ = ENGINE.spread("SUMS", dx, 4)
     assert (grid[1] > 1) == (columns < 64)
-    room, found = engine.zeros((ENGINE.room_for(ENGINE.MOST_BLOCKS),), np.float64), []
+    room, found = engine.zeros((REPLAY.room_for(REPLAY.MOST_BLOCKS),), np.float64), []
     for _ in range(3):
         dx[...] = engine.asarray(drawn[1])
-        ENGINE.run_all(engine.launches(ENGINE.Stage("relu_grads", {"y": y, "dx": dx, "db": db, "room": room})))
+        REPLAY.run_all(engine.launches(Stage("relu_grads", {"y": y, "dx": dx, "db": db, "room": room})))
         found.append(engine.asnumpy(db))
         assert np.array_equal(engine.asnumpy(dx), bent)
     np.testing.assert_allclose(found[0], bent.sum(0, dtype=np.float64, keepdims=True), rtol=1e-5, atol=1e-4)
@@ -171,7 +171,7 @@ def test_softmax_of_rows_of_any_length(engine, columns, aligned):
     p /= p.sum(1, keepdims=True)
     arrays = [engine.buffer((3, columns + 1), np.float32)[:, 1 - aligned :][:, :columns] for _ in range(2)]
     arrays[0][...] = engine.asarray(z)
-    ENGINE.run_all(engine.launches(ENGINE.Stage("softmax_forward", dict(zip("zp", arrays, strict=True)))))
+    REPLAY.run_all(engine.launches(Stage("softmax_forward", dict(zip("zp", arrays, strict=True)))))
     np.testing.assert_allclose(engine.asnumpy(arrays[1]), p, rtol=2e-5, atol=1e-9)
 
 
@@ -195,7 +195,7 @@ def test_rows_are_taken_from_tables_of_any_layout(engine, columns, dtype):
     batch = engine.buffer((5, columns), np.float32)
     for x in (engine.asarray(table), engine.asarray(np.repeat(table, 2, 1))[:, ::2], engine.asarray(table.T.copy()).T):
         batch[...] = np.nan
-        ENGINE.run_all(engine.launches(ENGINE.Stage("take", {"x": x, "rows": rows, "xb": batch})))
+        REPLAY.run_all(engine.launches(Stage("take", {"x": x, "rows": rows, "xb": batch})))
         assert np.array_equal(engine.asnumpy(batch), table[[7, 0, 49, 7, 20]])
 
 
