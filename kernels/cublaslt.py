@@ -8,6 +8,7 @@ the same memory.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from ctypes import POINTER, byref, c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any, NamedTuple
@@ -173,6 +174,7 @@ class Blas:
         self._libraries = {"cublasLt": lt, "cublas": classic}
         self._handles: dict[str, c_void_p] = {}
         self._algorithms: dict[Any, list[Algorithm]] = {}
+        self._classic_lock = threading.Lock()
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function of the libraries; raises BlasError where it returns anything but success."""
@@ -244,14 +246,15 @@ class Blas:
 
         def launch(stream: int) -> None:
             alpha, beta = problem.factors_at(numbers)
-            self.call("cublasSetStream_v2", handle, stream)
-            self.call("cublasSetPointerMode_v2", handle, ON_DEVICE if factors else 0)
-            self.call("cublasSetWorkspace_v2", handle, workspace, WORKSPACE_BYTES)  # which setting a stream undoes
-            self.call(
-                "cublasGemmEx", handle, transpose_b, transpose_a, c.columns, c.rows, inner, alpha, b.address,
-                b.kind, b.step, a.address, a.kind, a.step, beta, c.address, c.kind, c.step, compute,
-                DEFAULT_ALGORITHM,
-            )  # fmt: skip
+            with self._classic_lock:  # what is set is of all threads
+                self.call("cublasSetStream_v2", handle, stream)
+                self.call("cublasSetPointerMode_v2", handle, ON_DEVICE if factors else 0)
+                self.call("cublasSetWorkspace_v2", handle, workspace, WORKSPACE_BYTES)  # which setting a stream undoes
+                self.call(
+                    "cublasGemmEx", handle, transpose_b, transpose_a, c.columns, c.rows, inner, alpha, b.address,
+                    b.kind, b.step, a.address, a.kind, a.step, beta, c.address, c.kind, c.step, compute,
+                    DEFAULT_ALGORITHM,
+                )  # fmt: skip
 
         return launch
 

@@ -123,7 +123,7 @@ struct Lanes {
     __device__ Lanes(Index columns, int most) : Lanes(columns, most, thread_of_block(), block_size()) {}
     __device__ Lanes(Index columns, int most, int thread, int threads)
     {
-        int bits = columns < most ? 32 - __clz((int)columns - 1) : 31 - __clz(most);
+        int bits = columns < 2 ? 0 : columns < most ? 32 - __clz((int)columns - 1) : 31 - __clz(most);
         count = 1 << bits, mine = thread & (count - 1);
         row = thread >> bits, rows = threads >> bits;
     }

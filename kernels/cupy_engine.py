@@ -230,6 +230,10 @@ class CupyEngine(Engine):
 
     def launches(self, stage: Stage, lane: int = 0) -> list[Launch]:
         """What runs a stage, on the stream that is current then; stages of one lane do not run side by side."""
+        if (current := cupy.cuda.Device().id) != (mine := device_of_process()):
+            raise RuntimeError(
+                f"in this process the engine 'cupy' works on GPU {mine}, where it began, not on {current}"
+            )
         kernel = KERNELS[stage.kernel]
         floats = float_type([stage])
         values = tuple(by_value(stage.arrays[name], kind) for kind, name in kernel.parameters)
@@ -280,9 +284,10 @@ class CupyEngine(Engine):
     def _workspace(self, lane: int) -> Array:
         """Where products of a lane of the current stream work: they follow each other, those of others may not."""
         key = cupy.cuda.get_current_stream().ptr, lane
-        if key not in self._workspaces:
-            self._workspaces[key] = self.empty((WORKSPACE_BYTES,), np.uint8)
-        return self._workspaces[key]
+        array = self._workspaces.get(key)
+        if array is None:  # another thread may be as far, and all must work in one that stays
+            array = self._workspaces.setdefault(key, self.empty((WORKSPACE_BYTES,), np.uint8))
+        return array
 
     def turned(self, shape: Shape2D, dtype: Any, lane: int) -> Array:
         """Where a transposed factor lies; products of a lane share it, as their workspace, for as long as they live."""
@@ -312,6 +317,12 @@ class Place:
             arrays.append(array[: len(x)])
         stream.synchronize()
         return arrays
+
+
+@functools.cache
+def device_of_process() -> int:
+    """The GPU for which handles and workspaces are made, and kernels are loaded."""
+    return int(cupy.cuda.Device().id)
 
 
 @functools.cache

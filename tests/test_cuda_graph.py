@@ -1,6 +1,8 @@
 """Training steps as CUDA graphs, on the stand-in for a GPU, which does what a graph leaves open in any order."""
 
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -138,3 +140,30 @@ def test_products_side_by_side_work_in_rooms_of_their_own(engine, monkeypatch):
     graph = REPLAY.Graph(engine, stages)
     used = [rooms[stage.arrays[name].data.ptr] for stage, name in zip(stages, ("dw", "dx"), strict=True)]
     assert sorted(lanes) == sorted(graph._lanes) == [0, 1] and abs(used[0] - used[1]) >= 32 << 20
+
+
+def test_threads_that_begin_at_once_work_in_one_room_which_stays(monkeypatch):
+    engine, together = type(standin.engine_on_host())(), threading.Barrier(2)
+    empty = engine.empty
+
+    def slowly(*arguments):
+        together.wait(timeout=60)
+        return empty(*arguments)
+
+    monkeypatch.setattr(engine, "empty", slowly)
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(engine._workspace, [0, 0])
+    assert one is other is engine._workspace(0)
+
+
+def test_another_gpu_than_that_of_the_process_is_an_error(engine, monkeypatch):
+    model = trained(engine)
+    before = state_of(model)
+    monkeypatch.setattr(standin.Device, "id", 3)
+    with pytest.raises(
+        RuntimeError, match=r"in this process the engine 'cupy' works on GPU 0, where it began, not on 3"
+    ):
+        model.fit(X[:21], LABELS[:21], batch_size=7, verbose=False)
+    monkeypatch.undo()
+    assert state_of(model) == before
+    model.fit(X[:21], LABELS[:21], batch_size=7, verbose=False)

@@ -191,7 +191,9 @@ def compiled(code, *options):
     return ctypes.PyDLL(str(library))  # which keeps the GIL: the shim runs one launch at a time
 
 
-OPTIONS = []  # for g++, as -fsanitize=address
+# what a GPU does in another way than a CPU, or does not do at all, is an error
+CHECKS = "shift,signed-integer-overflow,integer-divide-by-zero,float-cast-overflow,alignment,bounds"
+OPTIONS = [f"-fsanitize={CHECKS}", "-fno-sanitize-recover=all"]  # for g++
 SHARED_MEMORY_UNASKED = 48 << 10  # bytes
 shared_memory_asked_for = {}  # by the last launch of each kernel
 
@@ -370,6 +372,7 @@ def current_stream():
 
 
 class Device(contextlib.nullcontext):
+    id = 0
     compute_capability = "90"
     attributes = types.MappingProxyType({"MultiProcessorCount": 1, "MaxSharedMemoryPerBlockOptin": 227 << 10})
 

@@ -1,6 +1,9 @@
 """What is said to cuBLASLt: against the real library as far as it goes without a GPU, and row by row against NumPy."""
 
 import ctypes
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -74,6 +77,24 @@ def test_products_of_rows(blas, rng, transpose_a, transpose_b, dtype):
         c[...] = np.nan
         blas.product((matrix(a), matrix(b), matrix(c)), 256, **options, **extra)(0)
         np.testing.assert_allclose(c, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_threads_do_not_set_what_another_one_is_about_to_use(blas, monkeypatch):
+    """The library cuBLAS has one stream and one workspace for a handle, which are set before each product."""
+    x, w, z = (np.ones(shape, np.float32) for shape in ((5, 3), (3, 2), (5, 2)))
+    problem = cublaslt.Problem((matrix(x), matrix(w), matrix(z)), 256, False, False, cublaslt.COMPUTE["fp32"], 0)
+    launch, call, callers = blas._classic(problem), blas.call, []
+
+    def slowly(*arguments):
+        callers.append(threading.get_ident())
+        time.sleep(1e-3)
+        call(*arguments)
+
+    monkeypatch.setattr(blas, "call", slowly)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(launch, [0] * 8))
+    assert len(callers) == 4 * 8
+    assert all(len({*callers[start : start + 4]}) == 1 for start in range(0, len(callers), 4))
 
 
 def test_a_turned_matrix_has_whole_rows():
