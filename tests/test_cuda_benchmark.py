@@ -74,8 +74,10 @@ def test_training_in_each_way_is_held_against_numpy(on_host, monkeypatch):
     X, y = fastbp.spiral_data(20, 3, seed=0)
     monkeypatch.setattr(fastbp, "spiral_data", lambda *_, **__: (X, y))
     result = gpu.training()
-    assert result["passed"] and result["errors"].keys() == {"block", "cluster", "graph", "one lane"}
-    assert all(exact < 1e-10 < 1e-5 < half for exact, half in result["errors"].values())
+    assert result["passed"] and result["errors"].keys() == {"deep", "plain"}
+    for errors in result["errors"].values():
+        assert errors.keys() == {"block", "cluster", "graph", "one lane"}
+        assert all(exact < 1e-10 < 1e-5 < half for exact, half in errors.values())
 
 
 def test_others_may_be_missing(on_host, monkeypatch):
