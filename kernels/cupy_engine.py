@@ -245,7 +245,7 @@ class CupyEngine(Engine):
         kinds = "Matrix", "Halves", "Vector", "Integers"
         large = [stage.arrays[name] for kind, name in kernel.parameters if kind in kinds]
         extent = (large or [np.empty(1)])[-1 if kernel.pattern == "ELEMENTS" else 0]
-        function = module(kernel.file, floats).get_function(stage.kernel)
+        function = function_of(stage.kernel, floats)
         return [functools.partial(function, *spread(kernel.pattern, extent, most_blocks()), values)]
 
     def _tile(self, arrays: Mapping[str, Array]) -> Tile | None:
@@ -331,23 +331,24 @@ def engine_at(precision: str) -> CupyEngine:
 
 
 @functools.cache
-def module(file: str, floats: str) -> Any:
-    """The kernels of a file; compiled when the first is looked up, once for all processes: CuPy keeps them on disk."""
-    return cupy.RawModule(code=source([file], floats), options=OPTIONS)
+def function_of(kernel: str, floats: str) -> Any:
+    """A kernel, compiled when it is first looked up, once for all processes: CuPy keeps it on disk."""
+    code = source([KERNELS[kernel].file], floats, kernel)
+    return cupy.RawModule(code=code, options=OPTIONS).get_function(kernel)
 
 
 def by_tiles(tile: Tile, stage: Stage, floats: str, values: tuple[Array, ...]) -> Launch:
     """What launches a product by tiles."""
     rows, columns, terms = sizes_of(stage.arrays)
-    function = module_of_tiles(tile, floats).get_function(stage.kernel)
+    function = function_of_tiles(tile, stage.kernel, floats)
     warps = tile.warps(terms, floats, shared_memory_of(function))
     shared = warps * tile.warp_bytes(floats)
     return functools.partial(function, tile.grid(rows, columns), (32 * warps, 1), values, shared_mem=shared)
 
 
 @functools.cache
-def module_of_tiles(tile: Tile, floats: str) -> Any:
-    return cupy.RawModule(code=source_of_tiles(tile, floats), options=OPTIONS)
+def function_of_tiles(tile: Tile, kernel: str, floats: str) -> Any:
+    return cupy.RawModule(code=source_of_tiles(tile, floats, kernel), options=OPTIONS).get_function(kernel)
 
 
 @functools.cache

@@ -74,7 +74,8 @@ def tile_for(rows: int, columns: int, terms: int) -> Tile | None:
     return next((tile for tile in TILES if math.prod(tile.grid(rows, columns)) >= ENOUGH_BLOCKS), TILES[-1])
 
 
-def source_of_tiles(tile: Tile, floats: str) -> str:
+def source_of_tiles(tile: Tile, floats: str, kernel: str = "") -> str:
+    """Products by tiles, or one of them, as CUDA C++."""
     numbers = {"DOWN": tile.down, "OVER": tile.over, "HIGH": tile.high, "BROAD": tile.broad, "STAGES": STAGES}
     head = ", ".join(f"{name} = {number}" for name, number in numbers.items())
-    return f"const int {head};\n{source(['tiles', 'products'], floats)}"
+    return f"const int {head};\n{source(['tiles', 'products'], floats, kernel)}"

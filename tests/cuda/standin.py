@@ -29,7 +29,7 @@ import pytest
 import fastbp.kernels
 import fastbp.selection
 from fastbp.kernels.cublaslt import NOT_SUPPORTED, SIGNATURES
-from fastbp.kernels.cupy_sources import SOURCES
+from fastbp.kernels.cupy_sources import KERNELS, SOURCES, source
 from fastbp.kernels.ops import OPS
 
 HERE = Path(__file__).parent
@@ -448,8 +448,17 @@ def replay_module():
     return module_on_host("cupy_replay")
 
 
+@functools.cache
 def engine_module():
-    return module_on_host("cupy_engine")
+    module = module_on_host("cupy_engine")
+    module.function_of = lambda kernel, floats: module_of_file(KERNELS[kernel].file, floats).get_function(kernel)
+    return module
+
+
+@functools.cache
+def module_of_file(file, floats):
+    """All kernels of a file, where a GPU gets one at a time: g++ would take longest to read the shim for each."""
+    return RawModule(code=source([file], floats))
 
 
 class Blas:
