@@ -152,6 +152,8 @@ def _describe(model: Sequential) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     if model.chooses_engine:
         about["engine"] = AUTO
+    if model.engine.precision != "fp32":
+        about["precision"] = model.engine.precision
     return {name: model.engine.asnumpy(array).copy() for name, array in arrays.items()}, about
 
 
@@ -233,12 +235,17 @@ def rebuild(
             for name, shape in inner.shapes().items():
                 if tensors[f"{path}{name}"].shape != shape:
                     raise ValueError(f"{path}{name} must be of shape {shape}, got {tensors[f'{path}{name}'].shape}")
+    chosen = choice(engine, otherwise=AUTO if about.get("engine") == AUTO else "numpy")
+    keeps = (
+        not isinstance(engine, Engine) and isinstance(chosen, Engine) and about.get("precision") in chosen.precisions
+    )
     model = Sequential(
         stack,
         loss=_make(about["loss"], custom),
         optimizer=_make(about["optimizer"], custom),
-        engine=choice(engine, otherwise=AUTO if about.get("engine") == AUTO else "numpy"),
+        engine=chosen,
         dtype=about["dtype"],
+        precision=about["precision"] if keeps else None,
     )
     for path, layer in _layers_of(model):
         for name in layer.arrays():

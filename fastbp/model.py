@@ -68,10 +68,10 @@ class Sequential(Network):
     threads : int, optional
         At most so many threads for BLAS while this model computes; needs threadpoolctl. 1 is best for models that
         train side by side in threads on NumPy's engine.
-    precision : {"fp32", "tf32", "bf16"}, default "fp32"
+    precision : {"fp32", "tf32", "bf16"}, optional
         What float32 numbers are rounded to where matrices are multiplied, on an engine that can ("cupy"): sums,
         weights and gradients of weights stay float32. What only passes between products of "bf16" is rounded when it
-        is written, and so are the biases that are added there.
+        is written, and so are the biases that are added there. By default "fp32", or that of the engine given.
 
     Attributes
     ----------

@@ -46,13 +46,15 @@ class Network:
         dtype: Any = np.float32,
         seed: int | None = None,
         threads: int | None = None,
-        precision: str = "fp32",
+        precision: str | None = None,
     ) -> None:
         self._dtype = as_float_type(dtype)
         self.threads = threads
         engine = choice(engine)
-        self._auto, self._engine = engine == AUTO, choose_engine(engine).at_precision(precision)
-        if precision != "fp32" and self._dtype != np.float32:
+        self._auto, self._engine = engine == AUTO, choose_engine(engine)
+        if precision is not None:
+            self._engine = self._engine.at_precision(precision)
+        if precision not in (None, "fp32") and self._dtype != np.float32:
             raise ValueError(f"precision={precision!r} needs dtype float32, got {self._dtype}")
         self.loss = loss
         self.history: dict[str, list[float]] = {}
@@ -116,7 +118,8 @@ class Network:
         Parameters
         ----------
         engine : str or Engine
-            See `fastbp.engine`; with ``"auto"``, the next fit chooses.
+            See `fastbp.engine`; with ``"auto"``, the next fit chooses. One that is named computes at the precision
+            that this model has now, where it can.
 
         Returns
         -------
@@ -131,7 +134,8 @@ class Network:
         """
         chosen = choice(engine)
         if isinstance(chosen, Engine):
-            self.keep_to(chosen)
+            keeps = isinstance(engine, str) and self.engine.precision in chosen.precisions
+            self.keep_to(chosen.at_precision(self.engine.precision) if keeps else chosen)
         self._auto = chosen == AUTO
         return self
 

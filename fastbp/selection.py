@@ -66,7 +66,7 @@ _KNOWN = {
         ".kernels.numba_engine:NumbaEngine", ("numba", "scipy"), "cpu", "install it with: pip install 'fastbp[numba]'"
     ),
     "cupy": _Entry(
-        ".kernels.cupy_engine:CupyEngine", ("cupy",), "cuda",
+        ".kernels.cupy_engine:engine_at", ("cupy",), "cuda",
         "install it with: pip install 'fastbp[cuda]', where there is an NVIDIA GPU with a driver for CUDA 13",
         _cuda_lacks,
     ),

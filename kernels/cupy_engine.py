@@ -75,6 +75,7 @@ STAGES_OF_SMALL: dict[str, tuple[str, ...]] = {
 class CupyEngine(Engine):
     name = "cupy"
     device = "cuda"
+    precisions = tuple(COMPUTE)
 
     def __init__(self, precision: str = "fp32") -> None:
         self.precision = precision
@@ -97,9 +98,12 @@ class CupyEngine(Engine):
     def resident(self, x: Any) -> Array | None:
         if self.owns(x):
             array = x
-        elif hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] == DLPACK_CUDA:
+        elif hasattr(x, "__dlpack_device__"):
             try:
-                array = cupy.from_dlpack(x)
+                if x.__dlpack_device__()[0] != DLPACK_CUDA:
+                    return None
+                # a tensor of torch that is to be negated when it is read, which DLPack cannot say
+                array = cupy.from_dlpack(x.resolve_neg() if hasattr(x, "resolve_neg") else x)
             except (ValueError, TypeError, RuntimeError, BufferError):
                 return None  # `real_array` says why
         else:
@@ -165,12 +169,12 @@ class CupyEngine(Engine):
         return bounds
 
     def at_precision(self, precision: str) -> Engine:
-        if precision not in COMPUTE:
-            raise ValueError(f"precision must be {', '.join(map(repr, COMPUTE))}, got {precision!r}")
+        if precision not in self.precisions:
+            raise ValueError(f"precision must be {', '.join(map(repr, self.precisions))}, got {precision!r}")
         return self if precision == self.precision else engine_at(precision)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.precision,)
+        return engine_at, (self.precision,)
 
     def synchronize(self) -> None:
         cupy.cuda.get_current_stream().synchronize()
@@ -325,9 +329,14 @@ def device_of_process() -> int:
     return int(cupy.cuda.Device().id)
 
 
-@functools.cache
-def engine_at(precision: str) -> CupyEngine:
-    return CupyEngine(precision)
+_engines: dict[str, CupyEngine] = {}
+
+
+def engine_at(precision: str = "fp32") -> CupyEngine:
+    """The engine of a precision, of which a process has one: its workspaces, handles and choices are for all models."""
+    if precision not in _engines:
+        _engines.setdefault(precision, CupyEngine(precision))
+    return _engines[precision]
 
 
 @functools.cache

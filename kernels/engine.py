@@ -160,6 +160,9 @@ class Engine(OpCaller):
         """Numbers for an op's ``i`` arguments."""
         return self.asarray(np.array(values, np.int64))
 
+    precision = "fp32"  # of products of float32 matrices
+    precisions: tuple[str, ...] = ("fp32",)  # that this engine can
+
     def at_precision(self, precision: str) -> Engine:
         """This engine, but with products of float32 matrices in "fp32", "tf32" or "bf16", whose sums are in fp32."""
         if precision != "fp32":

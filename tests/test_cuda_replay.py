@@ -159,6 +159,28 @@ def test_precision(engine):
         fastbp.Sequential([fastbp.Dense(1, 1)], engine=engine, precision="tf32", dtype="float64")
 
 
+def test_precision_stays(engine, tmp_path, monkeypatch):
+    """Where a model is loaded, moved to an engine by its name, or made for an engine that has one."""
+    pytest.importorskip("safetensors")
+    load = fastbp.selection._load
+    monkeypatch.setattr(fastbp.selection, "_load", lambda name: engine if name == "cupy" else load(name))
+    model = fastbp.Sequential([fastbp.Dense(64, 8)], engine="cupy", precision="bf16", seed=0)
+    model.save(tmp_path / "model.safetensors")
+    half, x = model.engine, np.random.default_rng(0).standard_normal((16, 64), np.float32)
+    loaded = fastbp.load(tmp_path / "model.safetensors", engine="cupy")
+    assert loaded.engine is half and loaded.predict(x).tobytes() == model.predict(x).tobytes()
+    assert fastbp.load(tmp_path / "model.safetensors", engine=engine).engine is engine
+    assert fastbp.load(tmp_path / "model.safetensors", engine="numpy").engine.name == "numpy"
+    assert model.move_to("cupy").engine is half and model.move_to(engine).engine is engine
+    assert fastbp.Sequential([fastbp.Dense(1, 1)], engine=half).engine is half
+    assert fastbp.Sequential([fastbp.Dense(1, 1)], engine=half, precision="fp32").engine is engine
+
+
+def test_a_process_has_one_engine_of_a_precision(engine):
+    for each in (engine, engine.at_precision("tf32")):
+        assert pickle.loads(pickle.dumps(each)) is each is engine.at_precision(each.precision)
+
+
 def test_precision_of_an_engine_that_has_one():
     with pytest.raises(ValueError, match="precision must be 'fp32' on engine 'numpy', got 'bf16'"):
         fastbp.Sequential([fastbp.Dense(1, 1)], engine="numpy", precision="bf16")

@@ -176,3 +176,28 @@ def test_of_a_table_with_codes_only_these_are_looked_at_on_the_host(engine):
         ValueError, match=r"X must hold codes, whole numbers from 0 to 2, in column 1; got 1\.5 in row 9"
     ):
         model(engine).predict(engine.asarray(x))
+
+
+class Negated(Tensor):
+    """As torch has it: to be negated when it is read."""
+
+    def resolve_neg(self):
+        return Tensor(plain(-self.array.get()))
+
+
+def test_what_torch_negates_when_it_is_read_is_read_right(engine):
+    assert np.array_equal(engine.asarray(Negated(plain(X))).get(), -X)
+    model = small_model(engine)
+    assert np.array_equal(model.predict(Negated(plain(X))), model.predict(-X))
+
+
+class Nowhere(Tensor):
+    """As torch has it: without memory."""
+
+    def __dlpack_device__(self):
+        raise ValueError("Unknown device type meta for Dlpack")
+
+
+def test_what_is_nowhere_is_named(engine):
+    with pytest.raises(TypeError, match="X must be an array of numbers, got Nowhere: "):
+        small_model(engine).predict(Nowhere(None))

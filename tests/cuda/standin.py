@@ -497,7 +497,7 @@ def engine_on_host():
     """`CupyEngine` on the stand-ins."""
     blas = Blas()
     engine_module().CupyEngine.load_blas = staticmethod(lambda: (blas, blas))
-    return engine_module().CupyEngine()
+    return engine_module().engine_at()
 
 
 def in_process(function, *arguments):
