@@ -146,10 +146,17 @@ class Layer(Part):
 
     @trainable.setter
     def trainable(self, trainable: bool) -> None:
-        for _, layer in self.walk():
-            layer.__dict__["_trainable"] = as_flag(trainable, "trainable")
+        trainable = as_flag(trainable, "trainable")
+        before = [(layer, layer.trainable) for _, layer in self.walk()]
+        for layer, _ in before:
+            layer.__dict__["_trainable"] = trainable
         if self.owner is not None:
-            self.owner.layers = self.owner.layers
+            try:
+                self.owner.layers = self.owner.layers
+            except BaseException:  # as for want of memory
+                for layer, was in before:
+                    layer.__dict__["_trainable"] = was
+                raise
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Layer]]:
         """This layer and those inside it, each with its path: ``""``, ``"layers.0."``, ``"layers.0.layers.1."``."""

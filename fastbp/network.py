@@ -18,6 +18,7 @@ from .losses import Loss
 from .memory import Memory
 from .optim import Optimizer
 from .part import Part
+from .schedules import Schedule
 from .selection import AUTO, choice
 from .selection import engine as choose_engine
 from .shuffling import shuffler
@@ -144,11 +145,13 @@ class Network:
         with self._lock, self._recording:
             if engine is self.engine:
                 return
-            for part in (*self.walk(), self.loss, self.optimizer):
-                for name in () if part is None else part.arrays():
-                    part.__dict__[name] = engine.asarray(self.engine.asnumpy(part.__dict__[name]))
-            self._engine = engine
-            self._gather()
+            parts = [part for part in (*self.walk(), self.loss, self.optimizer) if part is not None]
+            with self._all_or_nothing(*parts):
+                for part in parts:
+                    for name in part.arrays():
+                        part.__dict__[name] = engine.asarray(self.engine.asnumpy(part.__dict__[name]))
+                self._engine = engine
+                self._gather()
 
     def engine_for(
         self,
@@ -299,6 +302,14 @@ class Network:
             if part is not None and part.owner not in (None, self):
                 raise ValueError(f"{part!r} belongs to another model; make a new one, or copy.deepcopy it")
         inner = tuple(x for layer in layers for _, x in layer.walk())
+        schedule = None if optimizer is None or not isinstance(optimizer.schedule, Schedule) else optimizer.schedule
+        with self._all_or_nothing(*self.walk(), *inner, self.optimizer, optimizer, schedule):
+            self._take(layers, inner, optimizer, features)
+
+    def _take(
+        self, layers: tuple[Layer, ...], inner: tuple[Layer, ...], optimizer: Optimizer | None, features: int | None
+    ) -> None:
+        """Make these the model's own."""
         for layer in inner:
             if layer.owner is None:
                 layer.undraw()
@@ -320,6 +331,21 @@ class Network:
         self._layers, self._optimizer, self._trained = layers, optimizer, trained
         self._features = features
         self._gather()
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self, *parts: Part | Schedule | None) -> Iterator[None]:
+        """Put back what this model and some parts were, where something is raised: for want of memory, or by Ctrl-C."""
+        random = self._rng.bit_generator.state
+        before = [(each, each.__dict__.copy()) for each in (self, *parts) if each is not None]
+        try:
+            yield
+        except BaseException:
+            for each, attributes in before:  # never without them, because other threads may predict
+                each.__dict__.update(attributes)
+                for name in each.__dict__.keys() - attributes.keys():
+                    del each.__dict__[name]
+            self._rng.bit_generator.state = random
+            raise
 
     def _gather(self) -> None:
         """Lay all parameters into one array, of which the layers' own become views, and take the other state over."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import fastbp
+from fastbp.kernels.numpy_engine import NumpyEngine
 
 from .checks import small_data, small_model, state_of
 from .conftest import ENGINES
@@ -205,3 +206,58 @@ def test_an_error_in_a_callback_leaves_a_model_that_goes_on(engine):
     assert state_of(model) == state_of(other)
     assert state_of(model.fit(X, Y, epochs=2)) == state_of(other.fit(X, Y, epochs=2))
     assert np.isfinite(model.predict_proba(X)).all()
+
+
+class Scarce(NumpyEngine):
+    """Memory for so many arrays more."""
+
+    left = np.inf
+
+    def _take(self):
+        self.left -= 1
+        if self.left < 0:
+            raise MemoryError
+
+    def empty(self, shape, dtype):
+        self._take()
+        return super().empty(shape, dtype)
+
+    def asarray(self, x, dtype=None):
+        self._take()
+        return super().asarray(x, dtype).copy()
+
+
+CHANGES = {
+    "move_to": lambda model, engine: model.move_to(engine),
+    "optimizer": lambda model, _: setattr(model, "optimizer", fastbp.RMSprop(0.01)),
+    "the same optimizer": lambda model, _: setattr(model, "optimizer", model.optimizer),
+    "layers": lambda model, _: setattr(model, "layers", [model.layers[0], fastbp.BatchNorm(8), *model.layers[1:]]),
+    "trainable": lambda model, _: setattr(model.layers[0], "trainable", False),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_change_for_which_memory_is_wanting_is_none(change):
+    def trained():
+        model = small_model(Scarce() if change is not CHANGES["move_to"] else "numpy")
+        return model.fit(X, Y, epochs=2, verbose=False)
+
+    expected = trained()
+    change(expected, Scarce())
+    wanted = state_of(expected.fit(X, Y, epochs=2, verbose=False))
+    for left in range(100):
+        model, engine = trained(), Scarce()
+        layers, optimizer, frozen, before = model.layers, model.optimizer, model.layers[0].trainable, state_of(model)
+        source = model.engine if isinstance(model.engine, Scarce) else engine
+        source.left = left
+        try:
+            change(model, engine)
+        except MemoryError:
+            source.left = np.inf
+            assert model.layers == layers and model.optimizer is optimizer and model.engine is not engine
+            assert state_of(model) == before and model.layers[0].trainable == frozen
+            change(model, engine)
+            assert state_of(model.fit(X, Y, epochs=2, verbose=False)) == wanted
+        else:
+            break
+    assert 0 < left < 99
