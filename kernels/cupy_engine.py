@@ -83,6 +83,7 @@ class CupyEngine(Engine):
         self._workspaces: dict[tuple[int, int], Array] = {}
         self._turned: WeakValueDictionary[Any, Array] = WeakValueDictionary()
         self._ways: dict[Any, Way] = {}
+        device_of_process()  # from now on the one that is current
         self.timing = self  # `compile`, `synchronize`, `device_seconds`: what ``fastbp bench`` tells apart
 
     load_blas = staticmethod(load_libraries)
