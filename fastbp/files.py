@@ -235,17 +235,13 @@ def rebuild(
             for name, shape in inner.shapes().items():
                 if tensors[f"{path}{name}"].shape != shape:
                     raise ValueError(f"{path}{name} must be of shape {shape}, got {tensors[f'{path}{name}'].shape}")
-    chosen = choice(engine, otherwise=AUTO if about.get("engine") == AUTO else "numpy")
-    keeps = (
-        not isinstance(engine, Engine) and isinstance(chosen, Engine) and about.get("precision") in chosen.precisions
-    )
+    otherwise = AUTO if about.get("engine") == AUTO else "numpy"
     model = Sequential(
         stack,
         loss=_make(about["loss"], custom),
         optimizer=_make(about["optimizer"], custom),
-        engine=chosen,
+        engine=choice(engine, otherwise=otherwise, precision=about.get("precision", "fp32")),
         dtype=about["dtype"],
-        precision=about["precision"] if keeps else None,
     )
     for path, layer in _layers_of(model):
         for name in layer.arrays():

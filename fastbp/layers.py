@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator
 from typing import Any, Self, overload
@@ -147,16 +148,12 @@ class Layer(Part):
     @trainable.setter
     def trainable(self, trainable: bool) -> None:
         trainable = as_flag(trainable, "trainable")
-        before = [(layer, layer.trainable) for _, layer in self.walk()]
-        for layer, _ in before:
-            layer.__dict__["_trainable"] = trainable
-        if self.owner is not None:
-            try:
+        layers = [layer for _, layer in self.walk()]
+        with contextlib.nullcontext() if self.owner is None else self.owner.all_or_nothing(*layers):
+            for layer in layers:
+                layer.__dict__["_trainable"] = trainable
+            if self.owner is not None:
                 self.owner.layers = self.owner.layers
-            except BaseException:  # as for want of memory
-                for layer, was in before:
-                    layer.__dict__["_trainable"] = was
-                raise
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Layer]]:
         """This layer and those inside it, each with its path: ``""``, ``"layers.0."``, ``"layers.0.layers.1."``."""

@@ -133,10 +133,9 @@ class Network:
         >>> fastbp.Sequential([fastbp.Dense(2, 3)], engine="auto").move_to("numpy").chooses_engine
         False
         """
-        chosen = choice(engine)
+        chosen = choice(engine, precision=self.engine.precision)
         if isinstance(chosen, Engine):
-            keeps = isinstance(engine, str) and self.engine.precision in chosen.precisions
-            self.keep_to(chosen.at_precision(self.engine.precision) if keeps else chosen)
+            self.keep_to(chosen)
         self._auto = chosen == AUTO
         return self
 
@@ -146,7 +145,7 @@ class Network:
             if engine is self.engine:
                 return
             parts = [part for part in (*self.walk(), self.loss, self.optimizer) if part is not None]
-            with self._all_or_nothing(*parts):
+            with self.all_or_nothing(*parts):
                 for part in parts:
                     for name in part.arrays():
                         part.__dict__[name] = engine.asarray(self.engine.asnumpy(part.__dict__[name]))
@@ -303,7 +302,7 @@ class Network:
                 raise ValueError(f"{part!r} belongs to another model; make a new one, or copy.deepcopy it")
         inner = tuple(x for layer in layers for _, x in layer.walk())
         schedule = None if optimizer is None or not isinstance(optimizer.schedule, Schedule) else optimizer.schedule
-        with self._all_or_nothing(*self.walk(), *inner, self.optimizer, optimizer, schedule):
+        with self.all_or_nothing(*self.walk(), *inner, self.optimizer, optimizer, schedule):
             self._take(layers, inner, optimizer, features)
 
     def _take(
@@ -333,7 +332,7 @@ class Network:
         self._gather()
 
     @contextlib.contextmanager
-    def _all_or_nothing(self, *parts: Part | Schedule | None) -> Iterator[None]:
+    def all_or_nothing(self, *parts: Part | Schedule | None) -> Iterator[None]:
         """Put back what this model and some parts were, where something is raised: for want of memory, or by Ctrl-C."""
         random = self._rng.bit_generator.state
         before = [(each, each.__dict__.copy()) for each in (self, *parts) if each is not None]

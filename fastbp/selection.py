@@ -112,12 +112,15 @@ def engine(name: str | Engine | None = None, *, otherwise: str = "numpy") -> Eng
     return chosen if isinstance(chosen, Engine) else _load("numpy")
 
 
-def choice(name: str | Engine | None = None, *, otherwise: str = "numpy") -> Engine | str:
-    """What `engine` chooses, but ``"auto"`` as it is, for models."""
+def choice(name: str | Engine | None = None, *, otherwise: str = "numpy", precision: str = "fp32") -> Engine | str:
+    """What `engine` chooses, but ``"auto"`` as it is, for models; one that is named is of a precision where it can."""
     if name is not None and not isinstance(name, str | Engine):
         raise _unknown(name)
     chosen = name if name is not None else _used.get() or _default or os.environ.get("FASTBP_ENGINE") or otherwise
-    return chosen if isinstance(chosen, Engine) or chosen == AUTO else _load(chosen)
+    if isinstance(chosen, Engine) or chosen == AUTO:
+        return chosen
+    loaded = _load(chosen)
+    return loaded.at_precision(precision) if precision in loaded.precisions else loaded
 
 
 def engines() -> list[EngineInfo]:

@@ -27,7 +27,7 @@ from .cupy_sources import KERNELS, OPTIONS, WIDE, Stage, address, by_value, floa
 from .cupy_tiles import Tile, sizes_of, source_of_tiles, tile_for
 from .cupy_updates import updated_by_products
 from .cupy_ways import PRODUCTS, WAYS, Way, fastest, matrix_of, noise_like
-from .engine import Call, Engine, Program, native, real_array
+from .engine import Call, Engine, Program, native, real_array, resolved
 from .ops import Array, Op
 
 __all__ = ["CupyEngine"]
@@ -103,8 +103,7 @@ class CupyEngine(Engine):
             try:
                 if x.__dlpack_device__()[0] != DLPACK_CUDA:
                     return None
-                # a tensor of torch that is to be negated when it is read, which DLPack cannot say
-                array = cupy.from_dlpack(x.resolve_neg() if hasattr(x, "resolve_neg") else x)
+                array = cupy.from_dlpack(resolved(x))
             except (ValueError, TypeError, RuntimeError, BufferError):
                 return None  # `real_array` says why
         else:

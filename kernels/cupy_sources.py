@@ -77,12 +77,11 @@ def source(files: Iterable[str], floats: str, kernel: str = "") -> str:
 
     def declared(found: re.Match[str]) -> str:
         _, name, parameters = found.groups()
-        return found[0] if name == kernel else f"__device__ static void {name}({parameters})"
+        return found[0] if kernel in ("", name) else f"__device__ static void {name}({parameters})"
 
     real = {"float32": "float", "float64": "double"}[floats]
     head = f"typedef {real} Real;\nconst int WIDE = {WIDE};"
-    codes = [SOURCES[file] for file in (*COMMON, *files)]
-    return "\n".join([head, *(KERNEL.sub(declared, code) if kernel else code for code in codes)])
+    return "\n".join([head, *(KERNEL.sub(declared, SOURCES[file]) for file in (*COMMON, *files))])
 
 
 def source_of_parts(parts: Sequence[tuple[str, int, Sequence[Sequence[str]]]], floats: str, blocks: int) -> str:

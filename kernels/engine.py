@@ -14,7 +14,7 @@ import numpy as np
 
 from .ops import OPS, Arg, Array, Op
 
-__all__ = ["Call", "DTypeError", "Engine", "OpCaller", "Program", "native", "real_array"]
+__all__ = ["Call", "DTypeError", "Engine", "OpCaller", "Program", "native", "real_array", "resolved"]
 
 
 BUFFER = 512  # elements: what NumPy may allocate to broadcast or convert, in each call
@@ -334,6 +334,11 @@ def native(array: Array) -> Array:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
+def resolved(x: Any) -> Any:
+    """`x`; a tensor of torch that is to be negated when it is read is negated, because DLPack cannot say so."""
+    return x.resolve_neg() if hasattr(x, "resolve_neg") else x
+
+
 def real_array(x: Any, name: str = "x") -> Array:
     """`x` as a NumPy array of real numbers, in its own dtype where that is float32 or float64.
 
@@ -348,8 +353,7 @@ def real_array(x: Any, name: str = "x") -> Array:
         raise DTypeError(f"{name} is a masked array; fill or drop what is masked first")
     if not isinstance(x, np.ndarray):
         try:
-            if hasattr(x, "resolve_neg"):
-                x = x.resolve_neg()  # a tensor of torch that is to be negated when it is read, which DLPack cannot say
+            x = resolved(x)
             if hasattr(x, "__cuda_array_interface__") and hasattr(x, "get"):
                 x = x.get()  # CuPy's array, copied from the GPU
             if hasattr(x, "dtypes") and all(getattr(t, "kind", "O") in "fiub" for t in np.atleast_1d(x.dtypes)):

@@ -25,7 +25,7 @@ ENGINE, REPLAY = standin.engine_module(), standin.replay_module()
 BY_ROW = {name for name, kernel in KERNELS.items() if kernel.pattern == "ROWS"}
 OF_ROWS = [name for name in OPS if BY_ROW.intersection(ENGINE.STAGES.get(name, (name,)))]
 BARRIER, OF_WARP = "__syncthreads();", "__syncwarp();"
-# an op that needs it, for each barrier of a file; the fifth of `math` is between blocks, which run one by one; without
+# an op that needs it, for each barrier of a file; the fifth of `sums` is between blocks, which run one by one; without
 # an op, it matters where kernels are parts of one
 BARRIERS = {
     "sums": [
