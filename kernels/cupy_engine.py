@@ -22,7 +22,7 @@ import numpy as np
 from .cublaslt import COMPUTE, WORKSPACE_BYTES, Blas, alignment, load_libraries
 from .cupy_bfloat16 import in_bfloat16
 from .cupy_one_kernel import shared_memory_of
-from .cupy_replay import MOST_BLOCKS, Graph, Launch, Replay, room_for
+from .cupy_replay import MOST_BLOCKS, Graph, Launch, Replay, current_stream, room_for
 from .cupy_sources import KERNELS, OPTIONS, WIDE, Stage, address, by_value, float_type, source
 from .cupy_tiles import Tile, sizes_of, source_of_tiles, tile_for
 from .cupy_updates import updated_by_products
@@ -80,7 +80,7 @@ class CupyEngine(Engine):
     def __init__(self, precision: str = "fp32") -> None:
         self.precision = precision
         self._blas = Blas(*self.load_blas())
-        self._workspaces: dict[tuple[int, int], Array] = {}
+        self._workspaces: dict[tuple[int, ...], Array] = {}
         self._turned: WeakValueDictionary[Any, Array] = WeakValueDictionary()
         self._ways: dict[Any, Way] = {}
         device_of_process()  # from now on the one that is current
@@ -97,7 +97,7 @@ class CupyEngine(Engine):
         return contiguous
 
     def resident(self, x: Any) -> Array | None:
-        if self.owns(x):
+        if isinstance(x, cupy.ndarray):
             array = x
         elif hasattr(x, "__dlpack_device__"):
             try:
@@ -108,7 +108,7 @@ class CupyEngine(Engine):
                 return None  # `real_array` says why
         else:
             return None
-        return native(array) if array.dtype.kind in "fiub" else None
+        return near(native(array)) if array.dtype.kind in "fiub" else None
 
     def table(self, x: Any) -> Array:
         array = self.resident(x)
@@ -144,7 +144,7 @@ class CupyEngine(Engine):
                 yield arrays
 
     def owns(self, x: Any) -> bool:
-        return isinstance(x, cupy.ndarray)
+        return isinstance(x, cupy.ndarray) and x.device.id == device_of_process()
 
     def asnumpy(self, x: Array) -> Array:
         array: Array = cupy.asnumpy(x)
@@ -287,7 +287,7 @@ class CupyEngine(Engine):
 
     def _workspace(self, lane: int) -> Array:
         """Where products of a lane of the current stream work: they follow each other, those of others may not."""
-        key = cupy.cuda.get_current_stream().ptr, lane
+        key = *current_stream(), lane
         array = self._workspaces.get(key)
         if array is None:  # another thread may be as far, and all must work in one that stays
             array = self._workspaces.setdefault(key, self.empty((WORKSPACE_BYTES,), np.uint8))
@@ -295,7 +295,7 @@ class CupyEngine(Engine):
 
     def turned(self, shape: Shape2D, dtype: Any, lane: int) -> Array:
         """Where a transposed factor lies; products of a lane share it, as their workspace, for as long as they live."""
-        key = cupy.cuda.get_current_stream().ptr, lane, shape, dtype
+        key = *current_stream(), lane, shape, dtype
         array = self._turned.get(key)
         if array is None:
             array = self._turned[key] = self.buffer(shape, dtype)
@@ -327,6 +327,16 @@ class Place:
 def device_of_process() -> int:
     """The GPU for which handles and workspaces are made, and kernels are loaded."""
     return int(cupy.cuda.Device().id)
+
+
+def near(x: Any) -> Array:
+    """An array as it is, or its copy where it lies on another GPU than that of the process."""
+    if x.device.id != device_of_process():
+        with x.device:
+            x = cupy.ascontiguousarray(x)
+        x = cupy.asarray(x)
+    array: Array = x
+    return array
 
 
 _engines: dict[str, CupyEngine] = {}

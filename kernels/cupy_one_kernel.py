@@ -64,7 +64,8 @@ class OneKernel:
     Raises
     ------
     NotShared
-        Where several blocks cannot share the stages, or there is no room in shared memory for all that these write.
+        Where several blocks cannot share the stages, or there is no room in shared memory for all that these write, or
+        the device cannot run so many at once.
     """
 
     def __init__(self, engine: CupyEngine, stages: Sequence[Stage], slots: Iterable[Array], most: int) -> None:
@@ -120,6 +121,10 @@ class OneKernel:
             *(by_value(x, "Integers") for x in self._tables), by_value(self._kept, "Doubles"), np.int64(shares.rows)
         ]  # fmt: skip
         self._grid = blocks, 1
+        try:
+            self(0)
+        except cupy.cuda.driver.CUDADriverError as error:  # a part of a GPU may have no room for so many blocks at once
+            raise NotShared from error
 
     def __call__(self, steps: int) -> None:
         self._kernel(self._grid, BLOCK, (*self._arguments, np.int64(steps)), shared_mem=self._shared)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,14 @@ from .ops import Array, Op
 if TYPE_CHECKING:
     from .cupy_engine import CupyEngine
 
-__all__ = ["MOST_BLOCKS", "Graph", "Launch", "Replay", "room_for", "run_all"]
+__all__ = ["MOST_BLOCKS", "Graph", "Launch", "Replay", "current_stream", "room_for", "run_all"]
 
 Launch = Callable[[], None]
 
 MOST_BLOCKS = 1024  # of a kernel
 MOST_READY = 4  # as many as there are for tables that come by pieces: in two places, a whole or the last one
 STEPS_OF_A_GRAPH = 16
+OF_A_THREAD = 2  # the pointer of CuPy's `Stream.ptds`
 LANES = 3  # in which stages of a graph run side by side
 CLUSTER = 8  # blocks, which may be in any cluster
 # floating-point operations of a step up to which it is one kernel: of one block, and of a cluster
@@ -47,7 +49,7 @@ class Replay:
 
     def bind(self, **slots: Array) -> None:
         places = ((name, address(x), x.shape, x.strides, x.dtype) for name, x in slots.items())
-        key = cupy.cuda.get_current_stream().ptr, *places
+        key = *current_stream(), *places
         if key not in self._ready:
             while len(self._ready) >= MOST_READY:
                 del self._ready[next(iter(self._ready))]
@@ -154,6 +156,12 @@ class Graph:
             with streams[lane]:
                 run_all(self._launches[stage])
             done[lane].append((stage, streams[lane].record()))
+
+
+def current_stream() -> tuple[int, int]:
+    """What tells the stream that is current from others: CuPy has one pointer for all that are a thread's own."""
+    pointer = cupy.cuda.get_current_stream().ptr
+    return pointer, threading.get_ident() if pointer == OF_A_THREAD else 0
 
 
 def lanes_for(meet: Array, count: int) -> list[int]:

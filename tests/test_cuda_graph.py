@@ -156,6 +156,26 @@ def test_threads_that_begin_at_once_work_in_one_room_which_stays(monkeypatch):
     assert one is other is engine._workspace(0)
 
 
+def test_threads_whose_streams_are_their_own_do_not_share_rooms(engine, monkeypatch):
+    """CuPy has one pointer for all of these."""
+
+    def rooms(stream):
+        with stream:
+            replay = REPLAY.Replay(engine, ())
+            replay.bind()
+            turned = engine.turned((2, 2), np.float32, 0)
+            return engine._workspace(0).data.ptr, turned.data.ptr, turned, *replay._ready
+
+    of_a_thread = standin.Stream()
+    of_a_thread.ptr = 2
+    for stream, apart in ((of_a_thread, True), (standin.Stream(), False)):
+        here = rooms(stream)
+        with ThreadPoolExecutor(1) as thread:
+            there = thread.submit(rooms, stream).result()
+        assert [a != b for a, b in zip(here[:2], there[:2], strict=True)] == [apart] * 2
+        assert (here[3:] != there[3:]) == apart
+
+
 def test_another_gpu_than_that_of_the_process_is_an_error(engine, monkeypatch):
     model = trained(engine)
     before = state_of(model)

@@ -1,5 +1,6 @@
 """Training steps as one kernel of a block, or of blocks that share each batch, on the stand-in for a GPU."""
 
+import contextlib
 import copy
 import functools
 import os
@@ -8,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -74,7 +76,8 @@ def room(monkeypatch):
 def sources(monkeypatch):
     """The sources of kernels, which are not compiled."""
     found = []
-    module = SimpleNamespace(get_function=lambda _: SimpleNamespace(shared_size_bytes=0))
+    kernel = mock.Mock(shared_size_bytes=0)
+    module = SimpleNamespace(get_function=lambda _: kernel)
     monkeypatch.setattr(ONE, "module_of_parts", lambda source: found.append(source) or module)
     return found
 
@@ -276,6 +279,30 @@ def test_how_many_blocks_are_tried(monkeypatch, capability, room, work, size, co
     monkeypatch.setattr(standin.Device, "compute_capability", capability)
     monkeypatch.setattr(standin.Device, "attributes", {"MaxSharedMemoryPerBlockOptin": room << 10})
     assert REPLAY.blocks_for(work, size << 10) == counts
+
+
+@pytest.mark.parametrize("others", [[1], []])
+def test_where_a_gpu_cannot_run_so_many_blocks_at_once_it_takes_another_way(engine, blocks, monkeypatch, others):
+    monkeypatch.setattr(standin.Device, "blocks_of_a_cluster", 4)
+    blocks(8, *others)
+    model = model_of(engine, PLAIN, fastbp.SGD(0.1))
+    (run,) = runs_of(model, X, LABELS)
+    assert isinstance(run, ONE.OneKernel if others else REPLAY.Graph)
+    expected = model_of("numpy", PLAIN, fastbp.SGD(0.1)).fit(X, LABELS, batch_size=26, epochs=2)
+    assert_same_parameters(model.fit(X, LABELS, batch_size=26, epochs=2), expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_what_a_kernel_is_tried_with_changes_nothing(engine, blocks, count):
+    """When it is made, by a launch of no steps."""
+    blocks(count)
+    model = fit(engine, "momentum", "float64")
+    model.memory.total.fill(0.1)
+    before = state_of(model), model.memory.total.tobytes()
+    ASKED.clear()
+    model._tapes.clear()
+    runs_of(model, X, LABELS, WEIGHTS)
+    assert "replay" in ASKED and (state_of(model), model.memory.total.tobytes()) == before
 
 
 def test_a_network_is_as_large_as_its_arrays(engine, monkeypatch):
@@ -525,13 +552,11 @@ def state_with_fault(count, old, new, which):
     REPLAY.blocks_for = lambda *_: [count]
     layers = fastbp.Dense(4, 90), fastbp.ReLU(), fastbp.Dense(90, 70), fastbp.ReLU(), fastbp.Dense(70, 3)
     model = model_of(standin.engine_on_host(), layers, fastbp.SGD(0.1))
-    with model.training() as trainer:
-        trainer.bind(model.checked(np.tile(X[:24], (2, 1)), np.tile(LABELS[:24], 2)), 12)
+    with model.training() as trainer, contextlib.suppress(RuntimeError):
+        trainer.bind(model.checked(np.tile(X[:24], (8, 1)), np.tile(LABELS[:24], 8)), 12)
         model.memory.total.fill(0.1)
-        try:
-            trainer._replays[0][0].run(4)
-        except RuntimeError:
-            return None
+        for _ in range(8):  # orders of threads, some of which let a fault pass
+            trainer._replays[0][0].run(2)
     return state_of(model), model.memory.total.tobytes()
 
 

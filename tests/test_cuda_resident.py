@@ -178,6 +178,24 @@ def test_of_a_table_with_codes_only_these_are_looked_at_on_the_host(engine):
         model(engine).predict(engine.asarray(x))
 
 
+def elsewhere(x):
+    """On another GPU."""
+    return standin.ndarray(x.copy(), 1)
+
+
+@pytest.mark.parametrize(
+    "place", [elsewhere, lambda x: Tensor(elsewhere(x)), lambda x: standin.ndarray(x.repeat(2, axis=0)[::2], 1)]
+)
+def test_what_lies_on_another_gpu_is_fetched_from_there(engine, place):
+    model, expected = small_model(engine), small_model(engine)
+    assert state_of(model.fit(place(X), place(Y))) == state_of(expected.fit(X, Y))
+    assert np.array_equal(model.predict(place(X)), expected.predict(X))
+    assert engine.owns(engine.asarray(place(X))) and engine.owns(engine.table(place(X)))
+    assert np.array_equal(engine.relu_forward(place(X)).get(), np.maximum(X, 0))
+    with pytest.raises(TypeError, match="relu_forward: y must be a writeable C-contiguous float64 array"):
+        engine.relu_forward(X, out=elsewhere(X))
+
+
 class Negated(Tensor):
     """As torch has it: to be negated when it is read."""
 

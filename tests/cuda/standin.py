@@ -5,7 +5,6 @@ As strict as CuPy: its arrays are not NumPy's, and mix with them only where they
 
 import collections
 import concurrent.futures
-import contextlib
 import ctypes
 import functools
 import hashlib
@@ -42,8 +41,8 @@ class ndarray:  # noqa: N801  as CuPy names it
 
     __hash__ = None
 
-    def __init__(self, array):
-        self._array = array
+    def __init__(self, array, device_id=None):
+        self._array, self._device_id = array, Device.id if device_id is None else device_id
 
     for _name in ("shape", "dtype", "strides", "size", "ndim", "nbytes", "itemsize"):
         locals()[_name] = property(operator.attrgetter(f"_array.{_name}"))
@@ -70,6 +69,10 @@ class ndarray:  # noqa: N801  as CuPy names it
     def flags(self):
         flags = self._array.flags
         return SimpleNamespace(c_contiguous=flags.c_contiguous, f_contiguous=flags.f_contiguous, owndata=flags.owndata)
+
+    @property
+    def device(self):
+        return Device(self._device_id)
 
     @property
     def data(self):
@@ -152,6 +155,10 @@ def asarray(x, dtype=None):
             raise ValueError(f"Unsupported dtype {np.asarray(x).dtype}")
         counted["uploads"] += 1
         return ndarray(np.array(x, dtype))
+    if x.device.id != Device.id:
+        if not x.flags.c_contiguous:
+            raise NotImplementedError("CuPy cannot copy non-contiguous array between devices.")
+        x = ndarray(x._array.copy())
     return x if dtype is None or x.dtype == dtype else ndarray(x._array.astype(dtype))
 
 
@@ -161,6 +168,7 @@ def from_dlpack(x):
 
 
 def ascontiguousarray(x):
+    assert x.device.id == Device.id
     return x if x.flags.c_contiguous else ndarray(np.ascontiguousarray(x._array))
 
 
@@ -209,7 +217,8 @@ class RawModule:
         together = "" if "#define BLOCKS" in code else "#define BLOCKS 1\n"
         launchers = together + "".join(f"LAUNCH({name})\n" for name in names)
         self._library = compiled(f"{(HERE / 'shim.h').read_text()}\n{code}\n{launchers}", *OPTIONS)
-        self._functions = {name: Function(name, self._library) for name in names}
+        blocks = int((re.findall(r"#define BLOCKS (\d+)", code) or ["1"])[0])
+        self._functions = {name: Function(name, self._library, blocks) for name in names}
 
     def get_function(self, name):
         return RawKernel(self._functions[name])
@@ -218,8 +227,9 @@ class RawModule:
 class Function:
     """A kernel as a device has it: one, whoever looks it up."""
 
-    def __init__(self, name, library):
+    def __init__(self, name, library, blocks):
         self.name, self.launch, self.shared_size = name, library[f"launch_{name}"], library.shared_size()
+        self.blocks = blocks  # of a cluster
         self.allowed = SHARED_MEMORY_UNASKED - self.shared_size
 
 
@@ -241,6 +251,8 @@ class RawKernel:
     def __call__(self, grid, block, arguments, *, shared_mem=0):
         if not 0 <= shared_mem <= self._function.allowed:
             raise RuntimeError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+        if self._function.blocks > Device.blocks_of_a_cluster:
+            raise CUDADriverError("CUDA_ERROR_INVALID_CLUSTER_SIZE: cluster misconfiguration")
         shared_memory_asked_for[self._function.name] = shared_mem
         launch(self._function.name, self._function.launch, grid, block, shared_mem, arguments)
 
@@ -371,14 +383,28 @@ def current_stream():
     return (Stream.entered.__dict__.get("streams") or [NULL_STREAM])[-1]
 
 
-class Device(contextlib.nullcontext):
-    id = 0
+class Device:
+    id = 0  # of the current one
     compute_capability = "90"
+    blocks_of_a_cluster = 8  # as many as it has room for side by side
     attributes = types.MappingProxyType({"MultiProcessorCount": 1, "MaxSharedMemoryPerBlockOptin": 227 << 10})
+
+    def __init__(self, device_id=None):
+        self.id = Device.id if device_id is None else device_id
+
+    def __enter__(self):
+        self._before, Device.id = Device.id, self.id
+
+    def __exit__(self, *_):
+        Device.id = self._before
 
     @property
     def mem_info(self):
         return free["device"], 0
+
+
+class CUDADriverError(RuntimeError):
+    """As CuPy raises it where a launch is refused."""
 
 
 class Event:
@@ -411,6 +437,7 @@ cupy.__dict__.update(
         Event=Event,
         Stream=Stream,
         get_current_stream=current_stream,
+        driver=SimpleNamespace(CUDADriverError=CUDADriverError),
         memory=SimpleNamespace(OutOfMemoryError=MemoryError),
         get_elapsed_time=lambda start, end: round(1e3 * (end.time - start.time), 9),
     ),
