@@ -103,6 +103,8 @@ class Network:
     @loss.setter
     def loss(self, loss: Loss | None) -> None:
         _check_kind("loss", loss, Loss)
+        if loss is not None:
+            loss.go_to(self.engine)
         self._loss = loss
 
     @property
@@ -147,8 +149,7 @@ class Network:
             parts = [part for part in (*self.walk(), self.loss, self.optimizer) if part is not None]
             with self.all_or_nothing(*parts):
                 for part in parts:
-                    for name in part.arrays():
-                        part.__dict__[name] = engine.asarray(self.engine.asnumpy(part.__dict__[name]))
+                    part.go_to(engine)
                 self._engine = engine
                 self._gather()
 

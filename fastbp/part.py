@@ -98,6 +98,14 @@ class Part:
         """Names of all attributes that hold engine memory which lives from call to call."""
         return self.state
 
+    def go_to(self, engine: Engine) -> None:
+        """Bring all that memory to an engine, which is this part's from then on; without any, nothing changes."""
+        arrays = {name: self.__dict__[name] for name in self.arrays()}
+        if arrays and engine is not self.engine:
+            arrays = {name: self.engine.asnumpy(x) for name, x in arrays.items()}
+        if arrays:
+            self.__dict__ |= {"engine": engine, **{name: engine.asarray(x) for name, x in arrays.items()}}
+
     @classmethod
     def stored(cls) -> tuple[str, ...]:
         """Names of the attributes that calls leave behind to be looked at."""

@@ -1,5 +1,8 @@
 """Losses for numbers and what all share, against values worked out by hand, slopes, and torch."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -252,3 +255,39 @@ def test_bad_targets(loss, y, match):
 def test_bad_sample_weights(name, weights, match, rng):
     with pytest.raises(ValueError, match=match):
         LOSSES[name]().forward(*problem(name, rng), weights)
+
+
+class Masked(fastbp.MeanSquaredError):
+    """Leaves some outputs out, and so has an array of its own."""
+
+    state = ("mask",)
+
+    def __init__(self, mask, **options):
+        super().__init__(**options)
+        self.mask = mask
+
+    def gradient(self, outputs, targets, weights, total):
+        return self.engine.multiply(super().gradient(outputs, targets, weights, total), self.mask)
+
+
+@pytest.mark.parametrize("how", ["made", "given", "moved", "of its engine"])
+def test_arrays_of_a_loss_go_where_its_model_computes(engine, rng, how):
+    X, y, mask = rng.standard_normal((6, 4)), rng.standard_normal((6, 3)), rng.integers(0, 2, (6, 3)).astype(float)
+    loss = Masked(mask, engine=engine if how == "of its engine" else None)
+
+    def model(loss, engine):
+        layer = fastbp.Dense(4, 3)
+        layer.weights = np.ones((4, 3))
+        return fastbp.Sequential([layer], loss=loss, optimizer=fastbp.SGD(0.1), engine=engine, dtype=np.float64)
+
+    made = model(None if how == "given" else loss, "numpy" if how == "moved" else engine)
+    made.loss = loss
+    made.move_to(engine)
+    slopes = 2 / y.size * X.T @ ((X @ np.ones((4, 3)) - y) * mask)
+    for each in (made, copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert engine.owns(each.loss.mask)
+        each.train_on_batch(X, y)
+        assert_allclose(each.layers[0].weights, 1 - 0.1 * slopes, rtol=1e-12)
+    other = model(made.loss, "numpy")
+    other.train_on_batch(X, y)
+    assert_allclose(other.layers[0].weights, 1 - 0.1 * slopes, rtol=1e-12)
