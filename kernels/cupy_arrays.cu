@@ -147,6 +147,13 @@ struct Steps {
     }
 };
 
+// Before a loop in which most threads of a small network have one turn, so that the compiler does not unroll it.
+#ifdef PARTS
+#define ONE_TURN _Pragma("unroll 1")
+#else
+#define ONE_TURN
+#endif
+
 #define EACH(i, n) \
     for (Index i = block_of_grid() * block_size() + thread_of_block(); i < (n); i += grid_size() * block_size())
 // the last threads of a block first, which have least to do in the parts around

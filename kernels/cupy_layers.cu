@@ -32,38 +32,45 @@ ONE_BLOCK next_rate(Doubles rates, Integers step, Doubles rate)
 }
 
 // The rows of the next batch, where nobody has written them down.
-struct Coming {
-    Integers order, cursor;
-    __device__ Word operator[](Word i) const { return order[cursor[0] + i]; }
-};
+__device__ static Integers coming(Integers order, Integers cursor) { return {order.data + cursor[0], order.size}; }
 
 // Copy some rows to a batch, N columns at a time: `read` asks for what is in a row from column j on, and `number` makes
-// of it the number of one of these columns.
-template <int N, class Places, class T, class Read, class Number>
-__device__ void take_packs(Places rows, Rows<T> xb, Read read, Number number)
+// of it the number of one of these columns. With them labels, if there are any.
+template <int N, class T, class Read, class Number>
+__device__ void take_packs(Integers rows, Rows<T> xb, Read read, Number number, Integers t = {}, Integers tb = {})
 {
-    const int AHEAD = 4; // how many reads a thread waits for at a time
+    const int AHEAD = 4; // how many rows a thread waits for at a time, in place of those beyond the last its first again
     Steps steps(xb.columns, N);
+    ONE_TURN
     for (Index i = steps.row; i < xb.rows; i += AHEAD * steps.down)
+        ONE_TURN
         for (Index j = steps.column; j < xb.columns; j += steps.right) {
-            Word row[AHEAD];
+            bool labels = tb.size && j == 0;
+            Index to[AHEAD], from[AHEAD];
+            Word label[AHEAD];
             decltype(read(0, 0)) found[AHEAD];
             for (int n = 0; n < AHEAD; n++)
-                row[n] = i + n * steps.down < xb.rows ? rows[i + n * steps.down] : 0;
+                to[n] = i + n * steps.down < xb.rows ? i + n * steps.down : i;
             for (int n = 0; n < AHEAD; n++)
-                found[n] = read(row[n], j);
-            for (int n = 0; n < AHEAD; n++)
-                if (i + n * steps.down < xb.rows) {
-                    Pack<T, N> pack;
-                    for (int m = 0; m < N; m++)
-                        pack.items[m] = number(found[n], m);
-                    store(pack, xb, i + n * steps.down, j, true);
-                }
+                from[n] = rows[to[n]];
+            for (int n = 0; n < AHEAD; n++) {
+                found[n] = read(from[n], j);
+                if (labels)
+                    label[n] = t[from[n]];
+            }
+            for (int n = 0; n < AHEAD; n++) {
+                Pack<T, N> pack;
+                for (int m = 0; m < N; m++)
+                    pack.items[m] = number(found[n], m);
+                store(pack, xb, to[n], j, true);
+                if (labels)
+                    tb[to[n]] = label[n];
+            }
         }
 }
 
 // Copy rows of floats or doubles, four at a time; whether they lie so.
-template <class E, class Places, class T> __device__ bool take_fours(Table x, Places rows, Rows<T> xb)
+template <class E, class T> __device__ bool take_fours(Table x, Integers rows, Rows<T> xb)
 {
     bool fit = x.type == (sizeof(E) == 4 ? 9 : 10) && x.column_step == sizeof(E) && xb.columns % 4 == 0;
     if (!fit || ((Word)x.data | x.row_step) % 16 || !is_aligned<4>(xb))
@@ -74,24 +81,31 @@ template <class E, class Places, class T> __device__ bool take_fours(Table x, Pl
     return true;
 }
 
-template <class Places, class T> __device__ void take_rows(Table x, Places rows, Rows<T> xb)
+template <class T> __device__ void take_ones(Table x, Integers rows, Rows<T> xb, Integers t = {}, Integers tb = {})
+{
+    take_packs<1>(rows, xb, [x](Word row, Index j) { return x.bits(row, j); },
+                  [x](Word bits, int) { return x.number(bits); }, t, tb);
+}
+
+template <class T> __device__ void take_rows(Table x, Integers rows, Rows<T> xb)
 {
 #ifndef PARTS
     if (take_fours<float>(x, rows, xb) || take_fours<double>(x, rows, xb))
         return;
 #endif
-    take_packs<1>(rows, xb, [x](Word row, Index j) { return x.bits(row, j); },
-                  [x](Word bits, int) { return x.number(bits); });
+    take_ones(x, rows, xb);
 }
 
-template <class Places> __device__ void take_numbers(Integers t, Places rows, Integers tb)
+__device__ static void take_numbers(Integers t, Integers rows, Integers tb)
 {
+    ONE_TURN
     EACH_FROM_LAST(i, tb.size)
         tb[i] = t[rows[i]];
 }
 
-template <class Places> __device__ void take_column(Table w, Places rows, Vector wb)
+__device__ static void take_column(Table w, Integers rows, Vector wb)
 {
+    ONE_TURN
     EACH_FROM_LAST(i, wb.size)
         wb[i] = w.number(w.bits(rows[i], 0));
 }
@@ -101,18 +115,22 @@ ELEMENTS take_bfloat16(Table x, Integers rows, Halves xb) { take_rows(x, rows, x
 ELEMENTS take_labels(Integers t, Integers rows, Integers tb) { take_numbers(t, rows, tb); }
 ELEMENTS take_weights(Table w, Integers rows, Vector wb) { take_column(w, rows, wb); }
 
-ELEMENTS take_next(Table x, Integers order, Integers cursor, Matrix xb) { take_rows(x, Coming{order, cursor}, xb); }
+ELEMENTS take_next(Table x, Integers order, Integers cursor, Matrix xb) { take_rows(x, coming(order, cursor), xb); }
 ELEMENTS take_next_bfloat16(Table x, Integers order, Integers cursor, Halves xb)
 {
-    take_rows(x, Coming{order, cursor}, xb);
+    take_rows(x, coming(order, cursor), xb);
 }
 ELEMENTS take_labels_next(Integers t, Integers order, Integers cursor, Integers tb)
 {
-    take_numbers(t, Coming{order, cursor}, tb);
+    take_numbers(t, coming(order, cursor), tb);
 }
 ELEMENTS take_weights_next(Table w, Integers order, Integers cursor, Vector wb)
 {
-    take_column(w, Coming{order, cursor}, wb);
+    take_column(w, coming(order, cursor), wb);
+}
+ELEMENTS take_with_labels(Table x, Integers t, Integers order, Integers cursor, Matrix xb, Integers tb)
+{
+    take_ones(x, coming(order, cursor), xb, t, tb);
 }
 
 ONE_BLOCK move_cursor(Integers rows, Integers cursor)

@@ -28,7 +28,7 @@ WAITS_FOR_ALL, WAITS_FOR_PARAMETERS = 2, 3  # before a stage; see WAITS in cupy_
 
 # what blocks that share a batch do, by kernels: the same with each row, with each parameter, or all of them the same
 ACTIVATIONS = "relu", "leaky_relu", "elu", "tanh", "sigmoid", "gelu", "gelu_tanh", "silu", "softplus", "softmax"
-TAKES = {f"take{what}{how}" for what in ("", "_labels", "_weights") for how in ("", "_next")}
+TAKES = {f"take{what}{how}" for what in ("", "_labels", "_weights") for how in ("", "_next")} | {"take_with_labels"}
 BY_ROWS = TAKES | {
     "dense_forward", "dense_relu_forward", "dense_input_grad", "dense_relu_input_grad", "dense_weight_grad",
     "dense_bias_grad", "bias_grad", "layer_norm_forward", "layer_norm_input_grad", "layer_norm_weight_grads",
@@ -85,8 +85,9 @@ class OneKernel:
             if span in places:
                 pointers = [x + places[span] - shares.near(span, block).start for block, x in enumerate(pointers)]
             far = span not in places  # where it lies, and how many rows it has, is another time different
+            pointer = member(pointers, far)
             return [
-                "(char *)near + " * (not far) + member(pointers, far),
+                f"__cvta_global_to_generic({pointer})" if far else f"(char *)near + {pointer}",
                 member(sizes[0], far),
                 *(member(each, False) for each in sizes[1:]),
             ]

@@ -7,12 +7,15 @@
 
 const int HIGH = 4, BROAD = 4, AT_ONCE = 4; // terms
 
+// The last bits of an address, which the compiler knows of one in shared memory.
+__device__ static unsigned last_bits(const void *x) { return __cvta_generic_to_shared(x); }
+
 // A matrix whose element (i, k) is term k of the sums for row i: as it is (ALONG), or else transposed.
 template <bool ALONG> struct Factor {
     const Real *data;
     int step;
     bool aligned;
-    __device__ Factor(Matrix m) : data(m.data), step(m.step), aligned(((Word)data | step * sizeof(Real)) % 16 == 0) {}
+    __device__ Factor(Matrix m) : data(m.data), step(m.step), aligned((last_bits(data) | step * sizeof(Real)) % 16 == 0) {}
     __device__ const Real *at(int i, int k) const { return data + (ALONG ? i * step + k : k * step + i); }
     // Terms from k on of each of some rows, at once where they lie so; the rows lie `beside` each other or not.
     template <int COUNT>

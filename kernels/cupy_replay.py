@@ -29,6 +29,7 @@ STEPS_OF_A_GRAPH = 16
 OF_A_THREAD = 2  # the pointer of CuPy's `Stream.ptds`
 LANES = 3  # in which stages of a graph run side by side
 CLUSTER = 8  # blocks, which may be in any cluster
+MOST_ROWS = (1 << 31) - 1  # of a table, for one kernel, which counts in 32 bits
 # floating-point operations of a step up to which it is one kernel: of one block, and of a cluster
 OF_BLOCK, OF_CLUSTER = 1_000_000, 10_000_000
 
@@ -66,14 +67,16 @@ class Replay:
 
     def _made_ready(self, slots: Mapping[str, Array]) -> Callable[[int], None]:
         calls = [(op, [slots[a] if isinstance(a, str) else a for a in arguments]) for op, arguments in self._calls]
-        for blocks in blocks_for(*self._size(calls)) if slots else ():
+        few_rows = all(len(x) <= MOST_ROWS for x in slots.values())
+        for blocks in blocks_for(*self._size(calls)) if slots and few_rows else ():
             with contextlib.suppress(NotShared):
                 return OneKernel(self._engine, self._stages(calls, True), slots.values(), blocks)
         return Graph(self._engine, self._stages(calls, False), self._passing)
 
     def _stages(self, calls: Sequence[tuple[Op, Sequence[Array]]], small: bool) -> list[Stage]:
         room = self._room[: room_for(1)] if small else self._room
-        return taken_at_once([stage for op, arrays in calls for stage in self._engine.stages(op, arrays, room, small)])
+        stages = [stage for op, arrays in calls for stage in self._engine.stages(op, arrays, room, small)]
+        return with_labels(taken_at_once(stages)) if small else taken_at_once(stages)
 
     def _size(self, calls: Sequence[tuple[Op, Sequence[Array]]]) -> tuple[int, int]:
         """The floating-point operations of a step, and the bytes of all arrays but those in the slots."""
@@ -100,6 +103,18 @@ def taken_at_once(stages: list[Stage]) -> list[Stage]:
         result[n] = stages[n]._replace(kernel=f"{stages[n].kernel}_next", arrays={**stages[n].arrays, **coming})
     result.insert(users[-1] + 2, Stage("move_cursor", coming, frozenset({"cursor"})))
     del result[first]
+    return result
+
+
+def with_labels(stages: list[Stage]) -> list[Stage]:
+    """Stages that take rows and labels at once, where one follows the other: both wait to know which these are."""
+    result: list[Stage] = []
+    for stage in stages:
+        if stage.kernel == "take_labels_next" and result and result[-1].kernel == "take_next":
+            rows = result.pop()
+            arrays = {**rows.arrays, **stage.arrays}
+            stage = Stage("take_with_labels", arrays, rows.written | stage.written)
+        result.append(stage)
     return result
 
 

@@ -38,15 +38,13 @@ template <class T> __device__ T over_row(T x, Lanes lanes, bool largest = false)
 }
 
 // The sum of what the threads of a column hold, in each of them.
-__device__ __noinline__ static double over_column(double x, Lanes lanes)
+template <class T> __device__ T over_column(T x, Lanes lanes)
 {
-    __shared__ double parts[1024];
-    int thread = thread_of_block(), apart = max(32, lanes.count);
     for (int distance = 16; distance >= lanes.count; distance /= 2) // rows side by side in a warp
         x += __shfl_xor_sync(0xffffffffu, x, distance);
-#ifdef PARTS
-    return x;
-#endif
+#ifndef PARTS
+    __shared__ T parts[1024];
+    int thread = thread_of_block(), apart = max(32, lanes.count);
     __syncthreads(); // what was here before has been read
     if (thread % apart < lanes.count)
         parts[thread / apart * lanes.count + lanes.mine] = x;
@@ -54,6 +52,7 @@ __device__ __noinline__ static double over_column(double x, Lanes lanes)
     x = 0;
     for (int group = 0; group < block_size() / apart; group++)
         x += parts[group * lanes.count + lanes.mine];
+#endif
     return x;
 }
 

@@ -305,6 +305,20 @@ def test_what_a_kernel_is_tried_with_changes_nothing(engine, blocks, count):
     assert "replay" in ASKED and (state_of(model), model.memory.total.tobytes()) == before
 
 
+def test_a_table_of_more_rows_than_one_kernel_can_count_is_for_a_graph(engine, blocks, monkeypatch):
+    blocks(8, 1)
+    data = X, LABELS
+    for most, kind in ((len(X), ONE.OneKernel), (len(X) - 1, REPLAY.Graph)):
+        monkeypatch.setattr(REPLAY, "MOST_ROWS", most)
+        (run,) = runs_of(model_of(engine, PLAIN, fastbp.SGD(0.1)), *data)
+        assert isinstance(run, kind)
+
+
+def test_labels_are_taken_with_their_rows(engine, sources):
+    runs_of(model_of(engine, PLAIN, fastbp.SGD(0.1)), X, LABELS)
+    assert "take_with_labels(Table" in sources[-1].split("STEP")[-1] and "take_labels_next(Integers{" not in sources[-1]
+
+
 def test_a_network_is_as_large_as_its_arrays(engine, monkeypatch):
     """Those that several calls share count once, and a user's tables not at all."""
     asked = []
@@ -515,7 +529,9 @@ BARRIER, RECEIVED = "__syncthreads();", "wait_for_parameters();"
         (1, "copy_all(mine(loads), false);", "", None),
         (8, "copy_all(mine(stores), true);", "", None),
         (1, "cursor[0] += rows.size", "cursor[0] += rows.size - 1", None),
-        (8, "order[cursor[0] + i]", "order[cursor[0] + 0 * i]", None),
+        (8, "= rows[to[n]]", "= rows[0 * to[n]]", None),
+        (1, "= label[n]", "= label[0]", None),
+        (1, "i + n * steps.down < xb.rows ?", "true ?", None),
         (1, "start += THREADS / 32 << bits", "start += THREADS / 16 << bits", None),
         (1, "k = AT_ONCE * chunks + slice;", "k = AT_ONCE * chunks + slice + 1;", None),
         (1, "mine + __shfl_xor_sync(0xffffffffu, other, distance)", "mine + other", None),
@@ -550,10 +566,10 @@ def state_with_fault(count, old, new, which):
     else:
         ONE.source_of_parts = with_fault
     REPLAY.blocks_for = lambda *_: [count]
-    layers = fastbp.Dense(4, 90), fastbp.ReLU(), fastbp.Dense(90, 70), fastbp.ReLU(), fastbp.Dense(70, 3)
+    layers = fastbp.Dense(32, 90), fastbp.ReLU(), fastbp.Dense(90, 70), fastbp.ReLU(), fastbp.Dense(70, 3)
     model = model_of(standin.engine_on_host(), layers, fastbp.SGD(0.1))
     with model.training() as trainer, contextlib.suppress(RuntimeError):
-        trainer.bind(model.checked(np.tile(X[:24], (8, 1)), np.tile(LABELS[:24], 8)), 12)
+        trainer.bind(model.checked(np.tile(X[:24], (8, 8)), np.tile(LABELS[:24], 8)), 12)
         model.memory.total.fill(0.1)
         for _ in range(8):  # orders of threads, some of which let a fault pass
             trainer._replays[0][0].run(2)
