@@ -165,8 +165,12 @@ struct Steps {
         for (Index i = steps.row; i < (array).rows; i += steps.down) \
             for (Index j = steps.column; j < (array).columns; j += steps.right)
 // a thread for each four columns, up to a warp for each row, or a block where rows are WIDE
+__device__ static Lanes lanes_of_row(Index columns)
+{
+    return columns < WIDE ? Lanes((columns + 3) / 4, 32) : Lanes(block_size(), block_size());
+}
 #define EACH_ROW(i, lanes, n, columns) \
-    if (Lanes lanes((columns) < WIDE ? ((columns) + 3) / 4 : block_size(), (columns) < WIDE ? 32 : block_size()); true) \
+    if (Lanes lanes = lanes_of_row(columns); true) \
         for (Index i = block_of_grid() * lanes.rows + lanes.row; i < (n); i += grid_size() * lanes.rows)
 #define ALONG_ROW(j, lanes, n) for (Index j = lanes.mine; j < (n); j += lanes.count)
 // all threads of a group, a block or else a warp, go through as many columns, beyond the last one too: over_column waits

@@ -128,10 +128,6 @@ ELEMENTS take_weights_next(Table w, Integers order, Integers cursor, Vector wb)
 {
     take_column(w, coming(order, cursor), wb);
 }
-ELEMENTS take_with_labels(Table x, Integers t, Integers order, Integers cursor, Matrix xb, Integers tb)
-{
-    take_ones(x, coming(order, cursor), xb, t, tb);
-}
 
 ONE_BLOCK move_cursor(Integers rows, Integers cursor)
 {

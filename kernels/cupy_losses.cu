@@ -44,11 +44,12 @@ template <int N> struct Exponents {
 #pragma unroll
         for (int k = 0; k < KEPT && j < columns; k++, j += step)
             f(j, kept[k], true);
+        if (KEPT * step < columns)
 #pragma unroll 1
-        for (; j < columns; j += step) {
-            Pack<Real, N> pack = logits(j);
-            f(j, pack, false);
-        }
+            for (; j < columns; j += step) {
+                Pack<Real, N> pack = logits(j);
+                f(j, pack, false);
+            }
     }
 
     // exp(z - top) instead of z, and the sum
@@ -149,7 +150,8 @@ template <int N, class T> __device__ double costs_of_logits(Matrix z, Integers t
 template <class T>
 __device__ void cross_entropy_of_logits(Matrix z, Integers t, Doubles total, Rows<T> dz, Room room)
 {
-    add_up(by_fours(z, dz) ? costs_of_logits<4>(z, t, dz) : costs_of_logits<1>(z, t, dz), z.rows, total, room);
+    double cost = by_fours(z, dz) ? costs_of_logits<4>(z, t, dz) : costs_of_logits<1>(z, t, dz);
+    add_up(cost, z.rows, total, room, min((Index)block_size(), (Index)z.rows * lanes_of_row(z.columns).count));
 }
 
 ROWS softmax_cross_entropy(Matrix z, Integers t, Doubles total, Matrix dz, Room room)

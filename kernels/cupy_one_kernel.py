@@ -31,7 +31,8 @@ ACTIVATIONS = "relu", "leaky_relu", "elu", "tanh", "sigmoid", "gelu", "gelu_tanh
 TAKES = {f"take{what}{how}" for what in ("", "_labels", "_weights") for how in ("", "_next")} | {"take_with_labels"}
 BY_ROWS = TAKES | {
     "dense_forward", "dense_relu_forward", "dense_input_grad", "dense_relu_input_grad", "dense_weight_grad",
-    "dense_bias_grad", "bias_grad", "layer_norm_forward", "layer_norm_input_grad", "layer_norm_weight_grads",
+    "dense_weight_and_bias_grad", "dense_bias_grad", "bias_grad",
+    "layer_norm_forward", "layer_norm_input_grad", "layer_norm_weight_grads",
     "add", "multiply", "scale", "cross_entropy_forward", "cross_entropy_backward", "softmax_cross_entropy",
     "weigh_labels", "weigh_rows", "weigh_elements", "weighted_softmax_cross_entropy", "soft_softmax_cross_entropy",
     "soft_cross_entropy", "mean_squared_error", "mean_absolute_error", "huber", "poisson", "binary_cross_entropy",
@@ -102,7 +103,8 @@ class OneKernel:
             (stage.kernel, waits, [source_of(use) for use in uses_of_stage])
             for stage, waits, uses_of_stage in zip(shares.stages, shares.waits, uses, strict=True)
         ]
-        self._kernel = module_of_parts(source_of_parts(parts, float_type(stages), blocks)).get_function("replay")
+        source = source_of_parts(parts, float_type(stages), blocks, shares.rows)
+        self._kernel = module_of_parts(source).get_function("replay")
         shared_memory_of(self._kernel)
 
         def copied(of: Callable[[range, int], range]) -> list[int]:
@@ -118,9 +120,7 @@ class OneKernel:
         tables = by_blocks, copied(shares.near), copied(shares.kept), totals
         self._tables = [engine.integers(*numbers) for numbers in tables]
         self._kept = engine.zeros((2 * len(totals) * (blocks + 1),), np.float64)
-        self._arguments = [
-            *(by_value(x, "Integers") for x in self._tables), by_value(self._kept, "Doubles"), np.int64(shares.rows)
-        ]  # fmt: skip
+        self._arguments = [*(by_value(x, "Integers") for x in self._tables), by_value(self._kept, "Doubles")]
         self._grid = blocks, 1
         try:
             self(0)

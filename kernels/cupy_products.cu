@@ -7,15 +7,18 @@
 
 const int HIGH = 4, BROAD = 4, AT_ONCE = 4; // terms
 
-// The last bits of an address, which the compiler knows of one in shared memory.
-__device__ static unsigned last_bits(const void *x) { return __cvta_generic_to_shared(x); }
+// Whether each row begins where 16 bytes can be read at once; of shared memory the compiler knows the last bits.
+__device__ static bool is_aligned(Matrix x)
+{
+    return (__cvta_generic_to_shared(x.data) | x.step * sizeof(Real)) % 16 == 0;
+}
 
 // A matrix whose element (i, k) is term k of the sums for row i: as it is (ALONG), or else transposed.
 template <bool ALONG> struct Factor {
     const Real *data;
     int step;
     bool aligned;
-    __device__ Factor(Matrix m) : data(m.data), step(m.step), aligned((last_bits(data) | step * sizeof(Real)) % 16 == 0) {}
+    __device__ Factor(Matrix m) : data(m.data), step(m.step), aligned(is_aligned(m)) {}
     __device__ const Real *at(int i, int k) const { return data + (ALONG ? i * step + k : k * step + i); }
     // Terms from k on of each of some rows, at once where they lie so; the rows lie `beside` each other or not.
     template <int COUNT>
@@ -40,15 +43,17 @@ template <bool ALONG> struct Factor {
 typedef Factor<true> AsItIs;
 typedef Factor<false> Transposed;
 
-// Call store(i, j, sum), for each row i and column j, with the sum of all terms a(i, k) * b(j, k).
-template <bool A, bool B, class Store>
-__device__ void product(Factor<A> a, Factor<B> b, int rows, int columns, int terms, Store store)
+// out(i, j) = of(i, j, sum), where that is the sum of all terms a(i, k) * b(j, k). If there are `totals`, these become the
+// sums of all b(j, k).
+template <bool A, bool B, class Of>
+__device__ void product(Factor<A> a, Factor<B> b, int terms, Matrix out, Of of, Matrix totals = {})
 {
+    int rows = out.rows, columns = out.columns;
     const int SIZE = HIGH * BROAD;
     int down = (rows + HIGH - 1) / HIGH, across = (columns + BROAD - 1) / BROAD, tiles = down * across;
     // whether a thread's rows, or columns, lie side by side, and so can be read at once, even those beyond the last; else
     // its columns lie apart, so that threads side by side read and write what lies side by side
-    bool rows_beside = HIGH * down <= a.step, columns_beside = A && !B && BROAD * across <= b.step && b.aligned;
+    bool rows_beside = HIGH * down <= a.step, columns_beside = !B && BROAD * across <= b.step && b.aligned;
     int chunks = terms / AT_ONCE, bits = 5; // of a lane's number in its warp, which say whose slice it has not
     while (bits > 0 && tiles << (6 - bits) <= THREADS && 1 << (6 - bits) <= chunks)
         bits--;
@@ -56,11 +61,13 @@ __device__ void product(Factor<A> a, Factor<B> b, int rows, int columns, int ter
     for (int start = 0; start < tiles; start += THREADS / 32 << bits) {
         int tile = start + (thread_of_block() / 32 << bits) + lane % (1 << bits), last = min(tile, tiles - 1);
         int y = last / across, x = last - y * across, i[HIGH], j[BROAD];
+        auto column_of = [=](int n) { return columns_beside ? x * BROAD + n : x + n * across; };
         for (int n = 0; n < HIGH; n++) // beyond the last, the last once more, which nobody keeps
             i[n] = min(y * HIGH + n, rows - 1);
         for (int n = 0; n < BROAD; n++)
-            j[n] = min(columns_beside ? x * BROAD + n : x + n * across, columns - 1);
-        Real sums[SIZE] = {};
+            j[n] = min(column_of(n), columns - 1);
+        bool adds = totals.columns && y == 0;
+        Real sums[SIZE] = {}, total[BROAD] = {};
         for (int chunk = slice; chunk < chunks; chunk += slices) {
             Real u[HIGH][AT_ONCE], v[BROAD][AT_ONCE];
             // where both factors are read along rows, threads side by side begin at terms apart, which lie in other banks
@@ -70,10 +77,23 @@ __device__ void product(Factor<A> a, Factor<B> b, int rows, int columns, int ter
             for (int n = 0; n < SIZE; n++)
                 for (int term = 0; term < AT_ONCE; term++)
                     sums[n] += u[n / BROAD][term] * v[n % BROAD][term];
+            for (int n = 0; n < BROAD && adds; n++)
+                for (Real each : v[n])
+                    total[n] += each;
         }
-        for (int k = AT_ONCE * chunks + slice; k < terms; k += slices)
+        for (int k = AT_ONCE * chunks + slice; k < terms; k += slices) {
             for (int n = 0; n < SIZE; n++)
                 sums[n] += *a.at(i[n / BROAD], k) * *b.at(j[n % BROAD], k);
+            for (int n = 0; n < BROAD && adds; n++)
+                total[n] += *b.at(j[n], k);
+        }
+        if (totals.columns)
+            for (int n = 0; n < BROAD; n++) {
+                for (int distance = 16; distance >> bits; distance /= 2)
+                    total[n] += __shfl_xor_sync(0xffffffffu, total[n], distance);
+                if (adds && slice == 0 && column_of(n) < columns)
+                    totals(0, j[n]) = total[n];
+            }
         // Threads that share a tile exchange halves of their sums, until each has added up those that it keeps.
         int first = 0, kept = SIZE;
 #pragma unroll
@@ -87,46 +107,55 @@ __device__ void product(Factor<A> a, Factor<B> b, int rows, int columns, int ter
                 first += upper ? half : 0;
                 kept = max(1, half);
             }
-        for (int n = 0; n < SIZE; n++) {
-            int at = first + n, row = y * HIGH + at / BROAD;
-            int column = columns_beside ? x * BROAD + at % BROAD : x + at % BROAD * across;
-            if (n < kept && tile < tiles && row < rows && column < columns)
-                store(row, column, sums[n]);
-        }
+        auto each = [&](auto f) {
+            for (int n = 0; n < kept; n++) {
+                int at = first + n, row = y * HIGH + at / BROAD;
+                f(row, column_of(at % BROAD), sums[n]);
+            }
+        };
+        // all is read before something is written, since the compiler has to think that it might be the same
+        each([=](int row, int column, Real &sum) { sum = of(min(row, rows - 1), min(column, columns - 1), sum); });
+        if (columns_beside && kept >= BROAD && columns % BROAD == 0 && is_aligned(out)) {
+            for (int n = 0; n < kept; n += BROAD) {
+                Pack<Real, BROAD> some;
+                memcpy(&some, sums + n, sizeof(some));
+                int row = y * HIGH + (first + n) / BROAD;
+                if (tile < tiles && row < rows)
+                    *(Pack<Real, BROAD> *)&out(row, x * BROAD) = some;
+            }
+        } else
+            each([=](int row, int column, Real sum) {
+                if (tile < tiles && row < rows && column < columns)
+                    out(row, column) = sum;
+            });
     }
 }
 #endif
 
 TILES dense_forward(Matrix x, Matrix w, Matrix b, Matrix z)
 {
-    product(AsItIs(x), Transposed(w), z.rows, z.columns, x.columns, [=](int i, int j, Real sum) {
-        z(i, j) = sum + b(0, j);
-    });
+    product(AsItIs(x), Transposed(w), x.columns, z, [b](int, int j, Real sum) { return sum + b(0, j); });
 }
 
 TILES dense_relu_forward(Matrix x, Matrix w, Matrix b, Matrix y)
 {
-    product(AsItIs(x), Transposed(w), y.rows, y.columns, x.columns, [=](int i, int j, Real sum) {
+    product(AsItIs(x), Transposed(w), x.columns, y, [b](int, int j, Real sum) {
         Real z = sum + b(0, j);
-        y(i, j) = z <= 0 ? 0 : z;
+        return z <= 0 ? 0 : z;
     });
 }
 
 TILES dense_input_grad(Matrix dz, Matrix w, Matrix dx)
 {
-    product(AsItIs(dz), AsItIs(w), dx.rows, dx.columns, dz.columns, [=](int i, int j, Real sum) { dx(i, j) = sum; });
+    product(AsItIs(dz), AsItIs(w), dz.columns, dx, [](int, int, Real sum) { return sum; });
 }
 
 TILES dense_relu_input_grad(Matrix dz, Matrix w, Matrix y, Matrix dx)
 {
-    product(AsItIs(dz), AsItIs(w), dx.rows, dx.columns, dz.columns, [=](int i, int j, Real sum) {
-        dx(i, j) = relu_slope(sum, y(i, j));
-    });
+    product(AsItIs(dz), AsItIs(w), dz.columns, dx, [y](int i, int j, Real sum) { return relu_slope(sum, y(i, j)); });
 }
 
 TILES dense_weight_grad(Matrix x, Matrix dz, Matrix dw)
 {
-    product(Transposed(x), Transposed(dz), dw.rows, dw.columns, x.rows, [=](int i, int j, Real sum) {
-        dw(i, j) = sum;
-    });
+    product(Transposed(x), Transposed(dz), x.rows, dw, [](int, int, Real sum) { return sum; });
 }

@@ -33,6 +33,17 @@ __device__ static void copy_all(Integers spans, bool back)
     }
 }
 
+// Two kernels at once, which wait for the same.
+ELEMENTS take_with_labels(Table x, Integers t, Integers order, Integers cursor, Matrix xb, Integers tb)
+{
+    take_ones(x, coming(order, cursor), xb, t, tb);
+}
+
+TILES dense_weight_and_bias_grad(Matrix x, Matrix dz, Matrix dw, Matrix db)
+{
+    product(Transposed(x), Transposed(dz), x.rows, dw, [](int, int, Real sum) { return sum; }, db);
+}
+
 // As many numbers as a thread can copy at once; a block's parameters are whole such pieces.
 typedef Pack<Real, 16 / sizeof(Real)> Reals;
 
@@ -107,16 +118,13 @@ __device__ static Integers mine(Integers of_all)
 // Tables, loads and stores are those of all blocks, one after the other.
 // The second bound, that a multiprocessor runs but one such block, gives each thread all the registers that it may have.
 extern "C" __global__ void TOGETHER __launch_bounds__(THREADS, 1)
-    replay(Integers tables, Integers loads, Integers stores, Integers totals, Doubles kept, Word rows, Word steps)
+    replay(Integers tables, Integers loads, Integers stores, Integers totals, Doubles kept, Word steps)
 {
     Integers table = mine(tables);
     Word *given = (Word *)near;
 #pragma unroll 1
     EACH_OF_BLOCK(i, table.size)
         given[i] = table[i];
-#if BLOCKS > 1
-    rows_of_batch() = rows;
-#endif
     copy_all(mine(loads), false);
     __syncthreads();
     begin_totals(totals, kept);

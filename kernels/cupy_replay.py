@@ -76,7 +76,7 @@ class Replay:
     def _stages(self, calls: Sequence[tuple[Op, Sequence[Array]]], small: bool) -> list[Stage]:
         room = self._room[: room_for(1)] if small else self._room
         stages = [stage for op, arrays in calls for stage in self._engine.stages(op, arrays, room, small)]
-        return with_labels(taken_at_once(stages)) if small else taken_at_once(stages)
+        return done_at_once(taken_at_once(stages)) if small else taken_at_once(stages)
 
     def _size(self, calls: Sequence[tuple[Op, Sequence[Array]]]) -> tuple[int, int]:
         """The floating-point operations of a step, and the bytes of all arrays but those in the slots."""
@@ -95,7 +95,7 @@ def taken_at_once(stages: list[Stage]) -> list[Stage]:
         return stages
     coming = stages[first].arrays
     rows = address(coming["rows"])
-    users = [n for n, stage in enumerate(stages) if rows in map(address, stage.used()) and n != first]
+    users = [n for n, stage in enumerate(stages) if rows in map(address, stage.used().values()) and n != first]
     if not users or not all(stages[n].kernel.startswith("take") for n in users):
         return stages
     result = list(stages)
@@ -106,14 +106,25 @@ def taken_at_once(stages: list[Stage]) -> list[Stage]:
     return result
 
 
-def with_labels(stages: list[Stage]) -> list[Stage]:
-    """Stages that take rows and labels at once, where one follows the other: both wait to know which these are."""
+# kernels one after the other that one can do at once, because both wait for the same
+AT_ONCE = {
+    ("take_next", "take_labels_next"): "take_with_labels",
+    ("dense_bias_grad", "dense_weight_grad"): "dense_weight_and_bias_grad",
+    ("bias_grad", "dense_weight_grad"): "dense_weight_and_bias_grad",
+}
+
+
+def done_at_once(stages: list[Stage]) -> list[Stage]:
+    """Stages, with one in place of two where one kernel can do both."""
     result: list[Stage] = []
     for stage in stages:
-        if stage.kernel == "take_labels_next" and result and result[-1].kernel == "take_next":
-            rows = result.pop()
-            arrays = {**rows.arrays, **stage.arrays}
-            stage = Stage("take_with_labels", arrays, rows.written | stage.written)
+        before = result[-1] if result else stage
+        if kernel := AT_ONCE.get((before.kernel, stage.kernel)):
+            first = {"dz" if name == "dy" else name: array for name, array in before.used().items()}
+            second = stage.used()
+            if all(address(first[name]) == address(second[name]) for name in first.keys() & second.keys()):
+                result.pop()
+                stage = Stage(kernel, first | second, before.written | stage.written)
         result.append(stage)
     return result
 

@@ -54,9 +54,9 @@ class Stage(NamedTuple):
     arrays: Mapping[str, Array]
     written: frozenset[str] = frozenset()
 
-    def used(self) -> list[Array]:
+    def used(self) -> dict[str, Array]:
         """The arrays that the kernel takes, of all those that are there."""
-        return [self.arrays[name] for _, name in KERNELS[self.kernel].parameters]
+        return {name: self.arrays[name] for _, name in KERNELS[self.kernel].parameters}
 
 
 KERNEL = re.compile(r"^(ELEMENTS|ROWS|COLUMNS|SUMS|ONE_BLOCK|TILES) (\w+)\(([^)]*)\)", re.MULTILINE)
@@ -84,10 +84,13 @@ def source(files: Iterable[str], floats: str, kernel: str = "") -> str:
     return "\n".join([head, *(KERNEL.sub(declared, SOURCES[file]) for file in (*COMMON, *files))])
 
 
-def source_of_parts(parts: Sequence[tuple[str, int, Sequence[Sequence[str]]]], floats: str, blocks: int) -> str:
+def source_of_parts(
+    parts: Sequence[tuple[str, int, Sequence[Sequence[str]]]], floats: str, blocks: int, rows: int
+) -> str:
     """One kernel, "replay", which runs others one after the other, for a cluster of so many blocks.
 
-    Each part is a kernel, before whom it waits, and the members of the structures that it is given, as C++.
+    Each part is a kernel, before whom it waits, and the members of the structures that it is given, as C++. The blocks
+    share so many rows of a batch.
     """
     steps = []
     for name, waits, arguments in parts:
@@ -96,9 +99,11 @@ def source_of_parts(parts: Sequence[tuple[str, int, Sequence[Sequence[str]]]], f
             for (kind, _), (data, *sizes) in zip(KERNELS[name].parameters, arguments, strict=True)
         )
         steps.append(f"{WAITS[waits]}{name}({', '.join(given)});")
-    files = [file for file in FILES if file in {KERNELS[name].file for name, *_ in parts}]
+    needed = {KERNELS[name].file for name, *_ in parts} | {"layers", "products"}  # the latter by cupy_replay.cu itself
+    files = [file for file in FILES if file in needed]
     replay = SOURCES["replay"].replace("STEP", "\n".join(steps))
-    return f"#define PARTS\n#define BLOCKS {blocks}\n{source(files, floats)}\n{replay}"
+    head = f"#define PARTS\n#define BLOCKS {blocks}\n#define ROWS_OF_ALL {rows}"
+    return f"{head}\n{source(files, floats)}\n{replay}"
 
 
 def float_type(stages: Sequence[Stage]) -> str:

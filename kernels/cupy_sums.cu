@@ -17,8 +17,11 @@ __device__ static void *memory_of_block()
     return parts;
 }
 
-template <class T> __device__ T over_block(T x, bool largest = false)
+// Where but the first threads hold something, and are of one warp, the sum is right in that alone.
+template <class T> __device__ T over_block(T x, bool largest = false, int holding = block_size())
 {
+    if (holding <= 32)
+        return over_lanes(x, 32, largest);
     T *parts = (T *)memory_of_block();
     int thread = thread_of_block(), warps = block_size() / 32;
     x = over_lanes(x, 32, largest);
@@ -82,9 +85,9 @@ __device__ static bool is_last_block(unsigned *count, unsigned blocks)
 __device__ static bool is_last_block(Room room) { return is_last_block(room.blocks(), grid_size()); }
 
 // Add up what all threads of the grid hold, always in the same order; true in the last block alone, which has the sum.
-__device__ static bool over_grid(double &x, Room room)
+__device__ static bool over_grid(double &x, Room room, int holding = block_size())
 {
-    x = over_block(x);
+    x = over_block(x, false, holding);
     if (grid_size() == 1)
         return true;
     if (is_first_thread())
@@ -98,13 +101,13 @@ __device__ static bool over_grid(double &x, Room room)
     return true;
 }
 
-// Add a sum, and a weight that all threads know, to what outlives the kernel.
-__device__ static void add_up(double x, double weight, Doubles total, Room room)
+// Add a sum of what a block's first threads hold, and a weight that all know, to what outlives the kernel.
+__device__ static void add_up(double x, double weight, Doubles total, Room room, int holding = block_size())
 {
     double before[2] = {};
     if (is_first_thread()) // asks for these now, in order not to wait later
         before[0] = total[0], before[1] = total[1];
-    if (over_grid(x, room) && is_first_thread()) {
+    if (over_grid(x, room, holding) && is_first_thread()) {
         total[0] = before[0] + x;
         total[1] = before[1] + weight;
     }
@@ -123,12 +126,7 @@ __device__ static void parameters_are_sent() { __cluster_barrier_arrive(); }
 __device__ static void wait_for_parameters() { __cluster_barrier_wait(); }
 // where another block has what this one has at x
 template <class T> __device__ T *of_share(T *x, int other) { return (T *)__cluster_map_shared_rank(x, other); }
-__device__ static Word &rows_of_batch()
-{
-    __shared__ Word rows;
-    return rows;
-}
-__device__ static Word whole(Word) { return rows_of_batch(); }
+__device__ static Word whole(Word) { return ROWS_OF_ALL; }
 #else
 __device__ static int rank() { return 0; }
 __device__ static void wait_for_all() { __syncthreads(); }

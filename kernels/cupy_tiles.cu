@@ -152,10 +152,10 @@ template <int COUNT> struct Joined<COUNT, 32> {
     __device__ static int holder(int) { return 0; }
 };
 
-// Call store(i, j, sum), for each row i and column j, with the sum of all terms a(i, k) * b(j, k).
-template <bool A, bool B, class Store>
-__device__ void product(Factor<A> a, Factor<B> b, int rows, int columns, int terms, Store store)
+// out(i, j) = of(i, j, sum), where that is the sum of all terms a(i, k) * b(j, k).
+template <bool A, bool B, class Of> __device__ void product(Factor<A> a, Factor<B> b, int terms, Matrix out, Of of)
 {
+    int rows = out.rows, columns = out.columns;
     typedef Side<A, DOWN, HIGH> Left;
     typedef Side<B, OVER, BROAD> Right;
     typedef Joined<HIGH * BROAD, DOWN * OVER> Sums;
@@ -211,6 +211,6 @@ __device__ void product(Factor<A> a, Factor<B> b, int rows, int columns, int ter
         for (int n = 0; n < warps; n++)
             sum += parts[(n * Sums::LEFT + own % Sums::LEFT) * APART + holder];
         if (first_row + i < rows && first_column + j < columns)
-            store(first_row + i, first_column + j, sum);
+            out(first_row + i, first_column + j) = of(first_row + i, first_column + j, sum);
     }
 }

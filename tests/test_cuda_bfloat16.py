@@ -155,7 +155,7 @@ def test_what_needs_no_other_type_is_of_bfloat16(engine, calls, passing, kernels
     stages = [stage for op, *names in calls for stage in engine.stages(OPS[op], [arrays[n] for n in names], room)]
     found, owned = engine.at_its_precision(stages, [arrays[name] for name in passing])
     assert [stage.kernel for stage in found] == kernels
-    halves = {x.data.ptr for stage in found for x in stage.used() if x.dtype == np.uint16}
+    halves = {x.data.ptr for stage in found for x in stage.used().values() if x.dtype == np.uint16}
     assert halves == {x.data.ptr for x in owned}
 
 

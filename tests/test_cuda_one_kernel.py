@@ -535,7 +535,7 @@ BARRIER, RECEIVED = "__syncthreads();", "wait_for_parameters();"
         (1, "start += THREADS / 32 << bits", "start += THREADS / 16 << bits", None),
         (1, "k = AT_ONCE * chunks + slice;", "k = AT_ONCE * chunks + slice + 1;", None),
         (1, "mine + __shfl_xor_sync(0xffffffffu, other, distance)", "mine + other", None),
-        (1, ": x + at % BROAD * across", ": x + at % BROAD", None),
+        (1, ": x + n * across", ": x + n", None),
     ],
 )
 def test_a_fault_is_found(count, old, new, which):

@@ -41,7 +41,7 @@ def test_kernels_compile(what, floats, architecture):
     if isinstance(what, str):
         code = source([what], floats)
     else:
-        code = source_of_tiles(what, floats) if what in TILES else source_of_parts(parts(what), floats, what)
+        code = source_of_tiles(what, floats) if what in TILES else source_of_parts(parts(what), floats, what, 40)
     assert len(compiled(code, architecture)) > 0
 
 
