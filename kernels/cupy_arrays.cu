@@ -99,6 +99,7 @@ struct Room {
 #ifdef PARTS
 const int THREADS = 256; // of a block
 const int ACROSS = 8; // columns that a warp sums up at a time
+__device__ static int thread_of_block() { return threadIdx.x % THREADS; } // so that the compiler knows the largest
 __device__ static int block_size() { return THREADS; }
 __device__ static Index block_x() { return 0; }
 __device__ static Index block_y() { return 0; }
@@ -106,6 +107,7 @@ __device__ static Index grid_x() { return 1; }
 __device__ static Index grid_y() { return 1; }
 #else
 const int ACROSS = 16;
+__device__ static int thread_of_block() { return threadIdx.x; }
 __device__ static int block_size() { return blockDim.x; }
 __device__ static Index block_x() { return blockIdx.x; }
 __device__ static Index block_y() { return blockIdx.y; }
@@ -114,7 +116,6 @@ __device__ static Index grid_y() { return gridDim.y; }
 #endif
 __device__ static Index block_of_grid() { return block_y() * grid_x() + block_x(); }
 __device__ static Index grid_size() { return grid_x() * grid_y(); }
-__device__ static int thread_of_block() { return threadIdx.x; }
 __device__ static bool is_first_thread() { return thread_of_block() == 0; }
 
 // How a block's threads lie over an array: in rows of as many as it has columns, or the next power of two, up to `most`.

@@ -45,7 +45,6 @@ __device__ void take_packs(Integers rows, Rows<T> xb, Read read, Number number, 
     for (Index i = steps.row; i < xb.rows; i += AHEAD * steps.down)
         ONE_TURN
         for (Index j = steps.column; j < xb.columns; j += steps.right) {
-            bool labels = tb.size && j == 0;
             Index to[AHEAD], from[AHEAD];
             Word label[AHEAD];
             decltype(read(0, 0)) found[AHEAD];
@@ -55,15 +54,14 @@ __device__ void take_packs(Integers rows, Rows<T> xb, Read read, Number number, 
                 from[n] = rows[to[n]];
             for (int n = 0; n < AHEAD; n++) {
                 found[n] = read(from[n], j);
-                if (labels)
-                    label[n] = t[from[n]];
+                label[n] = tb.size ? t[from[n]] : 0;
             }
             for (int n = 0; n < AHEAD; n++) {
                 Pack<T, N> pack;
                 for (int m = 0; m < N; m++)
                     pack.items[m] = number(found[n], m);
                 store(pack, xb, to[n], j, true);
-                if (labels)
+                if (tb.size && j == 0)
                     tb[to[n]] = label[n];
             }
         }
