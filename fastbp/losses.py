@@ -19,7 +19,8 @@ __all__ = ["BinaryCrossEntropy", "Huber", "Loss", "MeanAbsoluteError", "MeanSqua
 class Loss(Part):
     """What training makes small.
 
-    A subclass computes with ops alone, in `gradient`; the same method serves for a call at once and for a recording.
+    A subclass computes with ops alone, in `gradient`; the same method serves for a call at once and for a recording. If
+    it has arrays of its own, which `state` names, these lie where that model computes to which it was given last.
 
     Parameters
     ----------

@@ -22,7 +22,16 @@ import numpy as np
 from .cublaslt import COMPUTE, WORKSPACE_BYTES, Blas, alignment, load_libraries
 from .cupy_bfloat16 import in_bfloat16
 from .cupy_one_kernel import shared_memory_of
-from .cupy_replay import MOST_BLOCKS, Graph, Launch, Replay, current_stream, room_for
+from .cupy_replay import (
+    MOST_BLOCKS,
+    Graph,
+    Launch,
+    Replay,
+    check_device,
+    current_stream,
+    device_of_process,
+    room_for,
+)
 from .cupy_sources import KERNELS, OPTIONS, WIDE, Stage, address, by_value, float_type, source
 from .cupy_tiles import Tile, sizes_of, source_of_tiles, tile_for
 from .cupy_updates import updated_by_products
@@ -108,7 +117,7 @@ class CupyEngine(Engine):
                 return None  # `real_array` says why
         else:
             return None
-        return near(native(array)) if array.dtype.kind in "fiub" else None
+        return native(fetched(array)) if array.dtype.kind in "fiub" else None
 
     def table(self, x: Any) -> Array:
         array = self.resident(x)
@@ -234,10 +243,7 @@ class CupyEngine(Engine):
 
     def launches(self, stage: Stage, lane: int = 0) -> list[Launch]:
         """What runs a stage, on the stream that is current then; stages of one lane do not run side by side."""
-        if (current := cupy.cuda.Device().id) != (mine := device_of_process()):
-            raise RuntimeError(
-                f"in this process the engine 'cupy' works on GPU {mine}, where it began, not on {current}"
-            )
+        check_device()
         kernel = KERNELS[stage.kernel]
         floats = float_type([stage])
         values = tuple(by_value(stage.arrays[name], kind) for kind, name in kernel.parameters)
@@ -323,19 +329,11 @@ class Place:
         return arrays
 
 
-@functools.cache
-def device_of_process() -> int:
-    """The GPU for which handles and workspaces are made, and kernels are loaded."""
-    return int(cupy.cuda.Device().id)
-
-
-def near(x: Any) -> Array:
-    """An array as it is, or its copy where it lies on another GPU than that of the process."""
-    if x.device.id != device_of_process():
-        with x.device:
-            x = cupy.ascontiguousarray(x)
-        x = cupy.asarray(x)
-    array: Array = x
+def fetched(x: Any) -> Array:
+    """An array as it is, or its copy where it lies on another GPU than that of the process: by way of the host, which
+    waits for who writes it, and needs no GPU to reach the other.
+    """
+    array: Array = x if x.device.id == device_of_process() else cupy.asarray(cupy.asnumpy(x))
     return array
 
 

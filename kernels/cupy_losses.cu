@@ -44,12 +44,13 @@ template <int N> struct Exponents {
 #pragma unroll
         for (int k = 0; k < KEPT && j < columns; k++, j += step)
             f(j, kept[k], true);
-        if (KEPT * step < columns)
+        if (KEPT * step >= columns) // which the compiler knows of a small network
+            return;
 #pragma unroll 1
-            for (; j < columns; j += step) {
-                Pack<Real, N> pack = logits(j);
-                f(j, pack, false);
-            }
+        for (; j < columns; j += step) {
+            Pack<Real, N> pack = logits(j);
+            f(j, pack, false);
+        }
     }
 
     // exp(z - top) instead of z, and the sum

@@ -122,10 +122,11 @@ class OneKernel:
         self._kept = engine.zeros((2 * len(totals) * (blocks + 1),), np.float64)
         self._arguments = [*(by_value(x, "Integers") for x in self._tables), by_value(self._kept, "Doubles")]
         self._grid = blocks, 1
-        try:
-            self(0)
-        except cupy.cuda.driver.CUDADriverError as error:  # a part of a GPU may have no room for so many blocks at once
-            raise NotShared from error
+        if blocks > 1:  # for which a part of a GPU may have no room at once
+            try:
+                self(0)
+            except cupy.cuda.driver.CUDADriverError as error:
+                raise NotShared from error
 
     def __call__(self, steps: int) -> None:
         self._kernel(self._grid, BLOCK, (*self._arguments, np.int64(steps)), shared_mem=self._shared)

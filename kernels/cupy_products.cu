@@ -7,10 +7,12 @@
 
 const int HIGH = 4, BROAD = 4, AT_ONCE = 4; // terms
 
-// Whether each row begins where 16 bytes can be read at once; of shared memory the compiler knows the last bits.
+// Whether each row begins where 16 bytes can be read at once. The compiler knows the last bits of an address in shared
+// memory, if it is asked for as one.
 __device__ static bool is_aligned(Matrix x)
 {
-    return (__cvta_generic_to_shared(x.data) | x.step * sizeof(Real)) % 16 == 0;
+    Word address = __isShared(x.data) ? (Word)__cvta_generic_to_shared(x.data) : (Word)x.data;
+    return (address | x.step * sizeof(Real)) % 16 == 0;
 }
 
 // A matrix whose element (i, k) is term k of the sums for row i: as it is (ALONG), or else transposed.
@@ -27,8 +29,11 @@ template <bool ALONG> struct Factor {
         for (int n = 0; n < COUNT * AT_ONCE; n++) {
             int row = ALONG ? n / AT_ONCE : n % COUNT, term = ALONG ? n % AT_ONCE : n / COUNT;
             if (ALONG && aligned) {
-                if (term == 0)
-                    memcpy(terms[row], (const Pack<Real, AT_ONCE> *)at(rows[row], k), sizeof(terms[row]));
+                if (term == 0) {
+                    Pack<Real, AT_ONCE> some = *(const Pack<Real, AT_ONCE> *)at(rows[row], k);
+                    for (int m = 0; m < AT_ONCE; m++)
+                        terms[row][m] = some.items[m];
+                }
             } else if (!ALONG && aligned && beside) {
                 if (row == 0) {
                     Pack<Real, COUNT> some = *(const Pack<Real, COUNT> *)at(rows[0], k + term);
@@ -43,10 +48,10 @@ template <bool ALONG> struct Factor {
 typedef Factor<true> AsItIs;
 typedef Factor<false> Transposed;
 
-// out(i, j) = of(i, j, sum), where that is the sum of all terms a(i, k) * b(j, k). If there are `totals`, these become the
-// sums of all b(j, k).
+// out(i, j) = of(i, j, sum), where that is the sum of all terms a(i, k) * b(j, k). If they are wanted, sums_of_b(0, j) is the
+// sum of all b(j, k).
 template <bool A, bool B, class Of>
-__device__ void product(Factor<A> a, Factor<B> b, int terms, Matrix out, Of of, Matrix totals = {})
+__device__ void product(Factor<A> a, Factor<B> b, int terms, Matrix out, Of of, Matrix sums_of_b = {})
 {
     int rows = out.rows, columns = out.columns;
     const int SIZE = HIGH * BROAD;
@@ -66,8 +71,8 @@ __device__ void product(Factor<A> a, Factor<B> b, int terms, Matrix out, Of of, 
             i[n] = min(y * HIGH + n, rows - 1);
         for (int n = 0; n < BROAD; n++)
             j[n] = min(column_of(n), columns - 1);
-        bool adds = totals.columns && y == 0;
-        Real sums[SIZE] = {}, total[BROAD] = {};
+        bool adds_b = sums_of_b.columns && tile < across;
+        Real sums[SIZE] = {}, sum_of_b[BROAD] = {};
         for (int chunk = slice; chunk < chunks; chunk += slices) {
             Real u[HIGH][AT_ONCE], v[BROAD][AT_ONCE];
             // where both factors are read along rows, threads side by side begin at terms apart, which lie in other banks
@@ -77,22 +82,22 @@ __device__ void product(Factor<A> a, Factor<B> b, int terms, Matrix out, Of of, 
             for (int n = 0; n < SIZE; n++)
                 for (int term = 0; term < AT_ONCE; term++)
                     sums[n] += u[n / BROAD][term] * v[n % BROAD][term];
-            for (int n = 0; n < BROAD && adds; n++)
-                for (Real each : v[n])
-                    total[n] += each;
+            for (int n = 0; n < BROAD && adds_b; n++)
+                for (Real term : v[n])
+                    sum_of_b[n] += term;
         }
         for (int k = AT_ONCE * chunks + slice; k < terms; k += slices) {
             for (int n = 0; n < SIZE; n++)
                 sums[n] += *a.at(i[n / BROAD], k) * *b.at(j[n % BROAD], k);
-            for (int n = 0; n < BROAD && adds; n++)
-                total[n] += *b.at(j[n], k);
+            for (int n = 0; n < BROAD && adds_b; n++)
+                sum_of_b[n] += *b.at(j[n], k);
         }
-        if (totals.columns)
+        if (sums_of_b.columns)
             for (int n = 0; n < BROAD; n++) {
                 for (int distance = 16; distance >> bits; distance /= 2)
-                    total[n] += __shfl_xor_sync(0xffffffffu, total[n], distance);
-                if (adds && slice == 0 && column_of(n) < columns)
-                    totals(0, j[n]) = total[n];
+                    sum_of_b[n] += __shfl_xor_sync(0xffffffffu, sum_of_b[n], distance);
+                if (adds_b && slice == 0 && column_of(n) < columns)
+                    sums_of_b(0, j[n]) = sum_of_b[n];
             }
         // Threads that share a tile exchange halves of their sums, until each has added up those that it keeps.
         int first = 0, kept = SIZE;
@@ -107,14 +112,14 @@ __device__ void product(Factor<A> a, Factor<B> b, int terms, Matrix out, Of of, 
                 first += upper ? half : 0;
                 kept = max(1, half);
             }
-        auto each = [&](auto f) {
+        auto for_kept = [&](auto f) {
             for (int n = 0; n < kept; n++) {
                 int at = first + n, row = y * HIGH + at / BROAD;
                 f(row, column_of(at % BROAD), sums[n]);
             }
         };
         // all is read before something is written, since the compiler has to think that it might be the same
-        each([=](int row, int column, Real &sum) { sum = of(min(row, rows - 1), min(column, columns - 1), sum); });
+        for_kept([=](int row, int column, Real &sum) { sum = of(min(row, rows - 1), min(column, columns - 1), sum); });
         if (columns_beside && kept >= BROAD && columns % BROAD == 0 && is_aligned(out)) {
             for (int n = 0; n < kept; n += BROAD) {
                 Pack<Real, BROAD> some;
@@ -124,7 +129,7 @@ __device__ void product(Factor<A> a, Factor<B> b, int terms, Matrix out, Of of, 
                     *(Pack<Real, BROAD> *)&out(row, x * BROAD) = some;
             }
         } else
-            each([=](int row, int column, Real sum) {
+            for_kept([=](int row, int column, Real sum) {
                 if (tile < tiles && row < rows && column < columns)
                     out(row, column) = sum;
             });

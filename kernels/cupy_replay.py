@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,17 @@ from .ops import Array, Op
 if TYPE_CHECKING:
     from .cupy_engine import CupyEngine
 
-__all__ = ["MOST_BLOCKS", "Graph", "Launch", "Replay", "current_stream", "room_for", "run_all"]
+__all__ = [
+    "MOST_BLOCKS",
+    "Graph",
+    "Launch",
+    "Replay",
+    "check_device",
+    "current_stream",
+    "device_of_process",
+    "room_for",
+    "run_all",
+]
 
 Launch = Callable[[], None]
 
@@ -49,8 +60,8 @@ class Replay:
         self._run: Callable[[int], None] | None = None
 
     def bind(self, **slots: Array) -> None:
-        places = ((name, address(x), x.shape, x.strides, x.dtype) for name, x in slots.items())
-        key = *current_stream(), *places
+        check_device()
+        key = *current_stream(), *((name, *place_of(x)) for name, x in slots.items())
         if key not in self._ready:
             while len(self._ready) >= MOST_READY:
                 del self._ready[next(iter(self._ready))]
@@ -76,7 +87,7 @@ class Replay:
     def _stages(self, calls: Sequence[tuple[Op, Sequence[Array]]], small: bool) -> list[Stage]:
         room = self._room[: room_for(1)] if small else self._room
         stages = [stage for op, arrays in calls for stage in self._engine.stages(op, arrays, room, small)]
-        return done_at_once(taken_at_once(stages)) if small else taken_at_once(stages)
+        return done_at_once(self._engine, taken_at_once(stages)) if small else taken_at_once(stages)
 
     def _size(self, calls: Sequence[tuple[Op, Sequence[Array]]]) -> tuple[int, int]:
         """The floating-point operations of a step, and the bytes of all arrays but those in the slots."""
@@ -106,7 +117,7 @@ def taken_at_once(stages: list[Stage]) -> list[Stage]:
     return result
 
 
-# kernels one after the other that one can do at once, because both wait for the same
+# kernels one after the other, of which one can do both at once
 AT_ONCE = {
     ("take_next", "take_labels_next"): "take_with_labels",
     ("dense_bias_grad", "dense_weight_grad"): "dense_weight_and_bias_grad",
@@ -114,19 +125,24 @@ AT_ONCE = {
 }
 
 
-def done_at_once(stages: list[Stage]) -> list[Stage]:
-    """Stages, with one in place of two where one kernel can do both."""
+def done_at_once(engine: CupyEngine, stages: Iterable[Stage]) -> list[Stage]:
+    """Stages, with one in place of two where one kernel does both on the same arrays, and none waits for the other."""
     result: list[Stage] = []
     for stage in stages:
-        before = result[-1] if result else stage
-        if kernel := AT_ONCE.get((before.kernel, stage.kernel)):
+        if result and (kernel := AT_ONCE.get((result[-1].kernel, stage.kernel))):
+            before = result[-1]
             first = {"dz" if name == "dy" else name: array for name, array in before.used().items()}
             second = stage.used()
-            if all(address(first[name]) == address(second[name]) for name in first.keys() & second.keys()):
-                result.pop()
+            same = all(place_of(first[name]) == place_of(second[name]) for name in first.keys() & second.keys())
+            if same and not meetings(engine, [before, stage])[0, 1]:
                 stage = Stage(kernel, first | second, before.written | stage.written)
+                result.pop()
         result.append(stage)
     return result
+
+
+def place_of(x: Array) -> tuple[Any, ...]:
+    return address(x), x.shape, x.strides, x.dtype
 
 
 class Graph:
@@ -182,6 +198,18 @@ class Graph:
             with streams[lane]:
                 run_all(self._launches[stage])
             done[lane].append((stage, streams[lane].record()))
+
+
+@functools.cache
+def device_of_process() -> int:
+    """The GPU for which handles and workspaces are made, and kernels are loaded."""
+    return int(cupy.cuda.Device().id)
+
+
+def check_device() -> None:
+    """Raise RuntimeError where another GPU than that of the process is current."""
+    if (current := cupy.cuda.Device().id) != (mine := device_of_process()):
+        raise RuntimeError(f"in this process the engine 'cupy' works on GPU {mine}, where it began, not on {current}")
 
 
 def current_stream() -> tuple[int, int]:

@@ -90,7 +90,7 @@ def source_of_parts(
     """One kernel, "replay", which runs others one after the other, for a cluster of so many blocks.
 
     Each part is a kernel, before whom it waits, and the members of the structures that it is given, as C++. The blocks
-    share so many rows of a batch.
+    share so many rows of a batch, 0 if there is but one.
     """
     steps = []
     for name, waits, arguments in parts:
@@ -99,7 +99,7 @@ def source_of_parts(
             for (kind, _), (data, *sizes) in zip(KERNELS[name].parameters, arguments, strict=True)
         )
         steps.append(f"{WAITS[waits]}{name}({', '.join(given)});")
-    needed = {KERNELS[name].file for name, *_ in parts} | {"layers", "products"}  # the latter by cupy_replay.cu itself
+    needed = {KERNELS[name].file for name, *_ in parts} | {"layers", "products"}  # of which cupy_replay.cu uses some
     files = [file for file in FILES if file in needed]
     replay = SOURCES["replay"].replace("STEP", "\n".join(steps))
     head = f"#define PARTS\n#define BLOCKS {blocks}\n#define ROWS_OF_ALL {rows}"

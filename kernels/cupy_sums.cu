@@ -17,7 +17,7 @@ __device__ static void *memory_of_block()
     return parts;
 }
 
-// Where but the first threads hold something, and are of one warp, the sum is right in that alone.
+// The first threads, `holding` of them, hold all that there is; where they are of one warp, that alone gets the sum.
 template <class T> __device__ T over_block(T x, bool largest = false, int holding = block_size())
 {
     if (holding <= 32)

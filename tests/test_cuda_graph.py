@@ -9,7 +9,7 @@ import pytest
 
 import fastbp
 
-from .checks import assert_same_parameters, state_of
+from .checks import assert_same_parameters, small_model, state_of
 from .cuda import standin
 
 pytestmark = pytest.mark.skipif(standin.COMPILER is None, reason="needs g++")
@@ -176,14 +176,19 @@ def test_threads_whose_streams_are_their_own_do_not_share_rooms(engine, monkeypa
         assert (here[3:] != there[3:]) == apart
 
 
-def test_another_gpu_than_that_of_the_process_is_an_error(engine, monkeypatch):
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_another_gpu_than_that_of_the_process_is_an_error(engine, monkeypatch, blocks):
+    """For graphs, and for one kernel of so many blocks."""
+    monkeypatch.setattr(REPLAY, "blocks_for", lambda *_: [blocks] * blocks)
     model = trained(engine)
     before = state_of(model)
-    monkeypatch.setattr(standin.Device, "id", 3)
-    with pytest.raises(
-        RuntimeError, match=r"in this process the engine 'cupy' works on GPU 0, where it began, not on 3"
-    ):
-        model.fit(X[:21], LABELS[:21], batch_size=7, verbose=False)
-    monkeypatch.undo()
-    assert state_of(model) == before
-    model.fit(X[:21], LABELS[:21], batch_size=7, verbose=False)
+    for each in (model, small_model(engine)):  # for which all is ready, or nothing is
+        data = np.ones((21, len(each.layers[0].weights))), LABELS[:21]
+        with monkeypatch.context() as another:
+            another.setattr(standin.Device, "id", 3)
+            with pytest.raises(
+                RuntimeError, match=r"in this process the engine 'cupy' works on GPU 0, where it began, not on 3"
+            ):
+                each.fit(*data, batch_size=7, verbose=False)
+        assert each is not model or state_of(model) == before
+        each.fit(*data, batch_size=7, verbose=False)

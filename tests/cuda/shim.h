@@ -38,6 +38,7 @@ static char *dynamic_shared_memory; // as much as the launch asks for, and not a
 template <class Real> Real normcdf(Real x) { return std::erfc(-x * Real(M_SQRT1_2)) / 2; }
 static float __fdividef(float x, float y) { return x / y; }
 static int __clz(int x) { return x ? __builtin_clz(x) : 32; }
+#define __isShared(x) true
 #define __cvta_generic_to_shared(x) ((size_t)(x))
 #define __cvta_global_to_generic(x) ((void *)(x))
 #define __noinline__ __attribute__((noinline))

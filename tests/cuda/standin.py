@@ -53,10 +53,15 @@ class ndarray:  # noqa: N801  as CuPy names it
         "__invert__", "__iadd__", "__isub__", "__imul__", "__itruediv__",
     ):  # fmt: skip
         locals()[_name] = lambda self, *given, _name=_name, **named: wrap(
-            getattr(self._array, _name)(*map(own, given), **named)
+            getattr(self.near(), _name)(*map(own, given), **named)
         )
     for _name in ("tobytes", "tolist", "item", "__bool__", "__float__", "__int__", "__index__", "__repr__", "__str__"):
         locals()[_name] = lambda self, *given, _name=_name: getattr(self.get(), _name)(*given)
+
+    def near(self):
+        """What stands behind it, for a kernel of the current device."""
+        assert self._device_id == Device.id, "an array of another GPU is out of reach"
+        return self._array
 
     def __len__(self):
         return len(self._array)
@@ -155,11 +160,7 @@ def asarray(x, dtype=None):
             raise ValueError(f"Unsupported dtype {np.asarray(x).dtype}")
         counted["uploads"] += 1
         return ndarray(np.array(x, dtype))
-    if x.device.id != Device.id:
-        if not x.flags.c_contiguous:
-            raise NotImplementedError("CuPy cannot copy non-contiguous array between devices.")
-        x = ndarray(x._array.copy())
-    return x if dtype is None or x.dtype == dtype else ndarray(x._array.astype(dtype))
+    return x if dtype is None or x.dtype == dtype else x.astype(dtype)
 
 
 def from_dlpack(x):
@@ -168,8 +169,7 @@ def from_dlpack(x):
 
 
 def ascontiguousarray(x):
-    assert x.device.id == Device.id
-    return x if x.flags.c_contiguous else ndarray(np.ascontiguousarray(x._array))
+    return x if x.flags.c_contiguous else ndarray(np.ascontiguousarray(x.near()))
 
 
 def compiled(code, *options):
@@ -384,7 +384,7 @@ def current_stream():
 
 
 class Device:
-    id = 0  # of the current one
+    id = 0  # of the current one; here there is but that
     compute_capability = "90"
     blocks_of_a_cluster = 8  # as many as it has room for side by side
     attributes = types.MappingProxyType({"MultiProcessorCount": 1, "MaxSharedMemoryPerBlockOptin": 227 << 10})
@@ -393,10 +393,10 @@ class Device:
         self.id = Device.id if device_id is None else device_id
 
     def __enter__(self):
-        self._before, Device.id = Device.id, self.id
+        assert self.id == Device.id
 
     def __exit__(self, *_):
-        Device.id = self._before
+        pass
 
     @property
     def mem_info(self):
