@@ -45,15 +45,16 @@ template <int N, class T> __device__ void store(Pack<T, N> pack, Rows<T> x, Inde
             x(i, j + n) = pack.items[n];
 }
 
-// What is at the same place in several rows.
+// What is at the same place in several rows of an array.
 template <class T, int N, int DEEP> struct Packs {
+    Rows<T> array;
     Pack<T, N> rows[DEEP];
 };
 
 template <int N, int DEEP, class T>
 __device__ Packs<T, N, DEEP> load_rows(Rows<T> x, Index i, Index step, Index j, bool whole)
 {
-    Packs<T, N, DEEP> packs;
+    Packs<T, N, DEEP> packs = {x};
     for (int row = 0; row < DEEP; row++)
         packs.rows[row] = load<N>(x, i + row * step < x.rows ? i + row * step : i, j, whole);
     return packs;
@@ -66,14 +67,14 @@ __device__ void with_packs(F f, Index i, Index step, Index j, bool whole, Rows<T
 {
     [&](auto packs, auto... others) {
         for (int row = 0; row < DEEP; row++, i += step) {
-            if (i >= x.rows)
+            if (i >= packs.array.rows)
                 return;
             for (int n = 0; n < N; n++)
                 f(n, packs.rows[row].items[n], others.rows[row].items[n]...);
             int place = 0;
             if (place++ < WRITTEN)
-                store(packs.rows[row], x, i, j, whole);
-            ((place++ < WRITTEN ? store(others.rows[row], more, i, j, whole) : void()), ...);
+                store(packs.rows[row], packs.array, i, j, whole);
+            ((place++ < WRITTEN ? store(others.rows[row], others.array, i, j, whole) : void()), ...);
         }
     }(load_rows<N, DEEP>(x, i, step, j, whole), load_rows<N, DEEP>(more, i, step, j, whole)...);
 }
