@@ -9,7 +9,12 @@ template <class T, int N> struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16
 // Whether each row begins where a pack can.
 template <int N, class T> __device__ bool is_aligned(Rows<T> x)
 {
-    return ((Word)x.data | x.step * sizeof(T)) % alignof(Pack<T, N>) == 0;
+    Word address = (Word)x.data;
+#ifdef PARTS
+    if (__isShared(x.data)) // as an address there, the compiler knows its last bits
+        address = __cvta_generic_to_shared(x.data);
+#endif
+    return (address | x.step * sizeof(T)) % alignof(Pack<T, N>) == 0;
 }
 
 // Whether four columns can be read and written at a time.

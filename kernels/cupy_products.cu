@@ -7,20 +7,12 @@
 
 const int HIGH = 4, BROAD = 4, AT_ONCE = 4; // terms
 
-// Whether each row begins where 16 bytes can be read at once. The compiler knows the last bits of an address in shared
-// memory, if it is asked for as one.
-__device__ static bool is_aligned(Matrix x)
-{
-    Word address = __isShared(x.data) ? (Word)__cvta_generic_to_shared(x.data) : (Word)x.data;
-    return (address | x.step * sizeof(Real)) % 16 == 0;
-}
-
 // A matrix whose element (i, k) is term k of the sums for row i: as it is (ALONG), or else transposed.
 template <bool ALONG> struct Factor {
     const Real *data;
     int step;
     bool aligned;
-    __device__ Factor(Matrix m) : data(m.data), step(m.step), aligned(is_aligned(m)) {}
+    __device__ Factor(Matrix m) : data(m.data), step(m.step), aligned(is_aligned<AT_ONCE>(m)) {}
     __device__ const Real *at(int i, int k) const { return data + (ALONG ? i * step + k : k * step + i); }
     // Terms from k on of each of some rows, at once where they lie so; the rows lie `beside` each other or not.
     template <int COUNT>
@@ -120,7 +112,7 @@ __device__ void product(Factor<A> a, Factor<B> b, int terms, Matrix out, Of of, 
         };
         // all is read before something is written, since the compiler has to think that it might be the same
         for_kept([=](int row, int column, Real &sum) { sum = of(min(row, rows - 1), min(column, columns - 1), sum); });
-        if (columns_beside && kept >= BROAD && columns % BROAD == 0 && is_aligned(out)) {
+        if (columns_beside && kept >= BROAD && columns % BROAD == 0 && is_aligned<BROAD>(out)) {
             for (int n = 0; n < kept; n += BROAD) {
                 Pack<Real, BROAD> some;
                 memcpy(&some, sums + n, sizeof(some));

@@ -1,7 +1,7 @@
 // Training steps as one kernel, of a block or of a cluster of blocks that share each batch; see cupy_arrays.cu, and
 // cupy_one_kernel.py, which makes the tables.
 //
-// Loops in which most threads have one turn are not unrolled, since that takes the compiler a tenth of its time.
+// Unrolling loops in which most threads have one turn would take the compiler a tenth of its time.
 
 #if BLOCKS > 1
 #define TOGETHER __cluster_dims__(BLOCKS, 1, 1)
@@ -51,7 +51,7 @@ typedef Pack<Real, 16 / sizeof(Real)> Reals;
 ELEMENTS add_shares(Vector g)
 {
     const int COUNT = 16 / sizeof(Real);
-#pragma unroll 1
+    ONE_TURN
     EACH(i, g.size / COUNT) {
         Reals *own = (Reals *)g.data + i, sum = {};
         for (int other = 0; other < BLOCKS; other++) {
@@ -66,7 +66,7 @@ ELEMENTS add_shares(Vector g)
 // All blocks get the parameters that this one has changed.
 ELEMENTS send_share(Vector p)
 {
-#pragma unroll 1
+    ONE_TURN
     EACH(i, p.size * sizeof(Real) / 16) {
         Reals *own = (Reals *)p.data + i, piece = *own;
         for (int other = 1; other < BLOCKS; other++)
@@ -84,7 +84,7 @@ __device__ static double &total_at(Integers totals, Word i) { return ((double *)
 __device__ static void begin_totals(Integers totals, Doubles kept)
 {
     Word count = 2 * totals.size;
-#pragma unroll 1
+    ONE_TURN
     EACH_OF_BLOCK(i, count) {
         double &total = total_at(totals, i);
         if (total == kept[BLOCKS * count + i])
@@ -97,7 +97,7 @@ __device__ static void begin_totals(Integers totals, Doubles kept)
 __device__ static void end_totals(Integers totals, Doubles kept)
 {
     Word count = 2 * totals.size;
-#pragma unroll 1
+    ONE_TURN
     EACH_OF_BLOCK(i, count) {
         double &total = total_at(totals, i);
         kept[rank() * count + i] = total;
@@ -122,7 +122,7 @@ extern "C" __global__ void TOGETHER __launch_bounds__(THREADS, 1)
 {
     Integers table = mine(tables);
     Word *given = (Word *)near;
-#pragma unroll 1
+    ONE_TURN
     EACH_OF_BLOCK(i, table.size)
         given[i] = table[i];
     copy_all(mine(loads), false);
