@@ -408,6 +408,7 @@ def test_what_is_saved_while_another_thread_trains_is_of_one_step(engine, path):
         done.set()
         looking.result()
     steps = {count: parameters_of(each) for count, each in steps_seen().items()}
+    assert len(steps) > 3
     again = small_model(engine, optimizer=fastbp.Adam(0.01))
     for count in sorted(steps):
         for _ in range(count - int(again.optimizer.steps[0])):
