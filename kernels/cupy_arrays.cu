@@ -1,6 +1,6 @@
 // What all kernels begin with: arrays, and how loops over them are spread over threads.
 //
-// A kernel is named as its op, and its parameters as the op's arguments; cupy_engine.py reads both here. Real is float
+// A kernel is named as its op, and its parameters as the op's arguments; cupy_sources.py reads both here. Real is float
 // or double, as the file is compiled. How many threads there are changes speed alone, except where it is said below.
 
 typedef long long Word;
@@ -168,7 +168,8 @@ struct Steps {
 // a thread for each four columns, up to a warp for each row, or a block where rows are WIDE
 __device__ static Lanes lanes_of_row(Index columns)
 {
-    return columns < WIDE ? Lanes((columns + 3) / 4, 32) : Lanes(block_size(), block_size());
+    bool wide = columns >= WIDE; // one call, or the compiler forgets that lanes are never none, and unrolls nothing
+    return Lanes(wide ? block_size() : (columns + 3) / 4, wide ? block_size() : 32);
 }
 #define EACH_ROW(i, lanes, n, columns) \
     if (Lanes lanes = lanes_of_row(columns); true) \

@@ -57,6 +57,8 @@ __device__ void take_packs(Integers rows, Rows<T> xb, Read read, Number number, 
                 label[n] = tb.size ? t[from[n]] : 0;
             }
             for (int n = 0; n < AHEAD; n++) {
+                if (N > 1 && n && to[n] == i) // for one column, to ask takes longer than to store it again
+                    break;
                 Pack<T, N> pack;
                 for (int m = 0; m < N; m++)
                     pack.items[m] = number(found[n], m);

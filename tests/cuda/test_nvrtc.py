@@ -51,8 +51,16 @@ def test_a_kernel_is_compiled_alone(name):
     assert {part.decode() for part in re.findall(rb"\.text\.(\w+)", found)} == {name}
 
 
-def compiled(code, architecture):
-    """A cubin."""
+@pytest.mark.parametrize("name", ["softmax_backward", "layer_norm_forward", "layer_norm_input_grad"])
+def test_a_thread_asks_for_several_elements_of_a_row_at_a_time(name):
+    """Loops along rows are unrolled, four elements of each array, so that not each waits for memory by itself."""
+    count = sum(kind == "Matrix" for kind, _ in KERNELS[name].parameters)
+    code = compiled(source([KERNELS[name].file], "float32", name), "sm_90", "PTX").decode()
+    assert len(re.findall(r"ld\.global", code)) >= 4 * count
+
+
+def compiled(code, architecture, form="CUBIN"):
+    """A cubin, or PTX."""
     try:
         run(nvrtc.nvrtcVersion)
     except RuntimeError as error:
@@ -63,6 +71,6 @@ def compiled(code, architecture):
     log = b" " * run(nvrtc.nvrtcGetProgramLogSize, program)
     run(nvrtc.nvrtcGetProgramLog, program, log)
     assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
-    cubin = b" " * run(nvrtc.nvrtcGetCUBINSize, program)
-    run(nvrtc.nvrtcGetCUBIN, program, cubin)
-    return cubin
+    result = b" " * run(getattr(nvrtc, f"nvrtcGet{form}Size"), program)
+    run(getattr(nvrtc, f"nvrtcGet{form}"), program, result)
+    return result
