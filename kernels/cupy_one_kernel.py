@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["NotShared", "OneKernel", "joined", "meetings", "room_of_block", "shared_memory_of"]
 
 BLOCK = 256, 1  # THREADS in cupy_arrays.cu
-ALIGNMENT = 16  # bytes, of what lies in shared memory: as many as a thread copies at a time
+ALIGNMENT = 16  # bytes, of what lies in shared memory and of all of it: as many as a thread copies at a time
 MOST_MODULES = 256  # that are kept for networks to come
 KERNELS_OWN = 48 << 10  # bytes of shared memory that kernels need for themselves, at most
 GRANULE = 16  # parameters that one block changes, or a multiple
@@ -75,7 +75,7 @@ class OneKernel:
         uses = [uses_of(engine, [stage]) for stage in shares.stages]
         most = 8 * sum(len(words_of(use.array, use.kind)) for use in itertools.chain(*uses))  # bytes of a table
         places = shares.places(most, room_of_block())
-        self._shared = max([most, *(place + shares.size(span) for span, place in places.items())])
+        self._shared = aligned(max([most, *(place + shares.size(span) for span, place in places.items())]))
         given: list[list[int]] = []  # what the source leaves open, for each block
 
         def source_of(use: Use) -> list[str]:
@@ -287,12 +287,16 @@ class Shares:
         places = {}
         most_used = sorted(self._uses, key=lambda span: self.size(span) / self._uses[span])
         for span in sorted(most_used, key=lambda span: span not in self._written):
-            place = -(-start // ALIGNMENT) * ALIGNMENT
+            place = aligned(start)
             if place + self.size(span) <= room:
                 places[span] = place
                 start = place + self.size(span)
         demand(self._written <= places.keys())
         return places
+
+
+def aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def demand(condition: object) -> None:

@@ -405,6 +405,17 @@ def test_rows_are_written_down_for_whom_they_matter(engine):
 
 
 @pytest.mark.parametrize("count", [1, 8])
+def test_shared_memory_ends_with_a_whole_piece(engine, blocks, count):
+    """Of as many bytes as a thread reads at a time, or it would read beyond the end."""
+    blocks(count)
+    model = model_of(
+        engine, (fastbp.Dense(7, 33), fastbp.ReLU(), fastbp.Dense(33, 5)), fastbp.SGD(0.1), dtype="float32"
+    )
+    model.fit(np.zeros((37, 7)), np.zeros(37, int), batch_size=37, verbose=False)
+    assert ASKED["replay"] % 16 == 0
+
+
+@pytest.mark.parametrize("count", [1, 8])
 def test_all_but_the_slots_lies_in_shared_memory(engine, blocks, sources, count):
     """Of which each block keeps what it needs: all parameters, and its own rows."""
     blocks(count)
