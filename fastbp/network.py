@@ -334,18 +334,22 @@ class Network:
 
     @contextlib.contextmanager
     def all_or_nothing(self, *parts: Part | Schedule | None) -> Iterator[None]:
-        """Put back what this model and some parts were, where something is raised: for want of memory, or by Ctrl-C."""
-        random = self._rng.bit_generator.state
-        before = [(each, each.__dict__.copy()) for each in (self, *parts) if each is not None]
-        try:
-            yield
-        except BaseException:
-            for each, attributes in before:  # never without them, because other threads may predict
-                each.__dict__.update(attributes)
-                for name in each.__dict__.keys() - attributes.keys():
-                    del each.__dict__[name]
-            self._rng.bit_generator.state = random
-            raise
+        """Put back what this model and some parts were, where something is raised: for want of memory, or by Ctrl-C.
+
+        Another thread that trains the model is waited for, before anything changes.
+        """
+        with self._lock, self._recording:
+            random = self._rng.bit_generator.state
+            before = [(each, each.__dict__.copy()) for each in (self, *parts) if each is not None]
+            try:
+                yield
+            except BaseException:
+                for each, attributes in before:  # never without them, because other threads may predict
+                    each.__dict__.update(attributes)
+                    for name in each.__dict__.keys() - attributes.keys():
+                        del each.__dict__[name]
+                self._rng.bit_generator.state = random
+                raise
 
     def _gather(self) -> None:
         """Lay all parameters into one array, of which the layers' own become views, and take the other state over."""

@@ -263,6 +263,27 @@ def test_another_thread_trains_when_the_first_has_ended(engine):
     assert_same_parameters(model, expected, rtol=0)
 
 
+@pytest.mark.parametrize("trainable", [False, True])
+def test_what_another_thread_freezes_is_frozen_when_training_has_ended(engine, trainable):
+    model, expected = (small_model(engine, optimizer=fastbp.Adam(0.05)) for _ in range(2))
+    model.layers[0].trainable = expected.layers[0].trainable = not trainable
+    thread = threading.Thread(target=lambda: setattr(model.layers[0], "trainable", trainable))
+
+    def batches():
+        yield X, Y
+        thread.start()
+        for _ in range(5):
+            thread.join(0.02)
+            assert model.layers[0].trainable != trainable
+            yield X, Y
+
+    model.fit(batches, epochs=1)
+    thread.join()
+    assert model.layers[0].trainable == trainable
+    expected.fit([(X, Y)] * 6, epochs=1)
+    assert_same_parameters(model, expected, rtol=0)
+
+
 ASSIGN = {
     "optimizer": lambda m: setattr(m, "optimizer", fastbp.SGD(0.5, schedule=lambda epochs, lr: lr / (1 + epochs))),
     "no schedule": lambda m: setattr(m, "optimizer", fastbp.SGD(0.2)),
