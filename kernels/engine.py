@@ -198,11 +198,12 @@ class Engine(OpCaller):
         inputs, floats = self._inputs(op, arguments)
         sizes = op.sizes([array.shape for array in inputs])
         for arg, array in zip(op.inputs, inputs, strict=True):
-            if arg.below and not 0 <= array.min() <= array.max() < sizes[arg.below]:
-                raise ValueError(
-                    f"{op.name}: {arg.name} must hold numbers from 0 to {sizes[arg.below] - 1}, "
-                    f"got {array.min()} to {array.max()}"
-                )
+            if arg.below:
+                _check_places(f"{op.name}: {arg.name} must hold numbers", array, array, sizes[arg.below])
+        if op.reach:
+            named = {arg.name: array for arg, array in zip(op.inputs, inputs, strict=True)}
+            name, first, last, dimension = op.reach(named, sizes)
+            _check_places(f"{op.name}: {name} must lead to places", first, last, sizes[dimension])
         if out is None:
             outputs = [self.empty(op.shape(arg, sizes), arg.dtype(floats)) for arg in op.outputs]
         else:
@@ -270,6 +271,12 @@ class Engine(OpCaller):
 
     def __repr__(self) -> str:
         return f"<fastbp engine {self.name!r} on {self.device}>"
+
+
+def _check_places(what: str, first: Array, last: Array, count: int) -> None:
+    least, most = min(first.min(), last.min()), max(first.max(), last.max())
+    if not 0 <= least <= most < count:
+        raise ValueError(f"{what} from 0 to {count - 1}, got {int(least)} to {int(most)}")
 
 
 class CallByCall:

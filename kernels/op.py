@@ -30,12 +30,13 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from numpy.typing import NDArray
 
-__all__ = ["Arg", "Array", "Op", "Sampler"]
+__all__ = ["Arg", "Array", "Op", "Reach", "Sampler"]
 
 #: An engine's array: a NumPy array, or what stands for one on another device or in a recording.
 Array: TypeAlias = "NDArray[Any]"
 # as strings, because importing numpy.random takes a fifth of the time of NumPy's own import
 Sampler: TypeAlias = "Callable[[Generator, tuple[int, ...], Mapping[str, int]], Array]"
+Reach: TypeAlias = "Callable[[Mapping[str, Array], Mapping[str, int]], tuple[str, Array, Array, str]]"
 
 meaning = {
     "f": "array of the float type",
@@ -96,6 +97,9 @@ class Op:
         Relative tolerance against a float64 reference, by the size of the float type in bytes.
     room : callable
         How many numbers a kernel may keep in between, from the sizes of the op's dimensions.
+    reach : callable, optional
+        Which argument tells where to read or write, beyond a mark ``<N``: its name, the first and the last of these
+        places, and the dimension that they lie in, from the arguments by name and the sizes of the dimensions.
     """
 
     def __init__(
@@ -106,8 +110,9 @@ class Op:
         samples: Mapping[str, Sampler] | None = None,
         rtol: Mapping[int, float] | None = None,
         room: Callable[[Mapping[str, int]], int] = several_matrices,
+        reach: Reach | None = None,
     ) -> None:
-        self.name, self.signature, self.flops, self.room = name, signature, flops, room
+        self.name, self.signature, self.flops, self.room, self.reach = name, signature, flops, room, reach
         self.samples, self.rtol = samples or {}, rtol or {4: 1e-5, 8: 1e-12}
         inputs, _, outputs = signature.partition("->")
         self.inputs = tuple(map(Arg.parse, inputs.split()))

@@ -53,6 +53,14 @@ _places_in_a_table: dict[str, Sampler] = {
     "stride": lambda rng, shape, d: rng.integers(2, 3, shape),
 }
 
+
+def _places_read(arrays: Mapping[str, Array], _: Mapping[str, int]) -> tuple[str, Array, Array, str]:
+    """Where a table is read: from the vectors of the first codes to those of the last."""
+    has_codes = arrays["codes"] > 0
+    last = arrays["start"] + 1.0 * arrays["stride"] * (arrays["codes"] - 1)  # as floats, which do not wrap around
+    return "start", has_codes * arrays["start"], has_codes * last, "P"
+
+
 # what an activation may give, where that is not any number
 ACTIVATED = {"relu": rectified, "elu": between(-0.8, 3), "tanh": between(-1, 1), "sigmoid": uniform}
 
@@ -60,9 +68,17 @@ OPS: dict[str, Op] = {
     op.name: op
     for op in [
         # a batch: the next rows in order, gathered and converted to the model's float type
-        Op("next_batch", "order:i[M] cursor!:i[1] rows!:i[B] ->"),
+        Op(
+            "next_batch",
+            "order:i[M] cursor!:i[1] rows!:i[B] ->",
+            reach=lambda arrays, d: ("cursor", arrays["cursor"], arrays["cursor"] + (d["B"] - 1), "M"),
+        ),
         Op("shuffle", "keys:u[20] order!:i[P] ->", room=lambda d: 3 * min(d["P"], 1 << 14)),
-        Op("next_rate", "rates:s[M] step!:i[1] rate!:s[1] ->"),
+        Op(
+            "next_rate",
+            "rates:s[M] step!:i[1] rate!:s[1] ->",
+            reach=lambda arrays, _: ("step", arrays["step"], arrays["step"], "M"),
+        ),
         Op("take", "x:a[M,K] rows:i[B]<M -> xb:f[B,K]"),
         Op("take_labels", "t:i[M] rows:i[B]<M -> tb:i[B]", samples={"t": order}),
         Op("take_weights", "w:a[M] rows:i[B]<M -> wb:f[B]", samples={"w": uniform}),
@@ -145,6 +161,7 @@ OPS: dict[str, Op] = {
             f"x:f[B,K] w:f[P] {_PLACES} -> y:f[B,N]",
             samples=_places_in_a_table,
             room=lambda d: 6 * d["B"] * d["N"],
+            reach=_places_read,
         ),
         Op(
             "embedding_backward",
@@ -152,6 +169,7 @@ OPS: dict[str, Op] = {
             lambda d: d["B"] * d["N"],
             _places_in_a_table,
             room=lambda d: 6 * d["B"] * d["N"],
+            reach=_places_read,
         ),
         # losses: total[0] += the sum of the rows' losses, total[1] += what their mean is divided by; the gradient is
         # that of this mean or, where an op takes mean = 0, of the sum

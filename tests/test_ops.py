@@ -32,6 +32,37 @@ def test_promises(engine, op):
     assert report.passed, f"\n{report}"
 
 
+# a table of four numbers; where column 0, code by code, begins in it; how many codes; how far apart
+ASTRAY = {
+    "start": (10**9, 4, 1), "one code too many": (1, 4, 1), "far apart": (0, 2**62, 16), "backwards": (2, 4, -1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("places", ASTRAY.values(), ids=ASTRAY)
+def test_no_table_is_read_beyond_its_ends(engine, places):
+    x, w, column = np.ones((1, 1)), np.ones(4), engine.integers(0)
+    places = [engine.integers(n) for n in places]
+    with pytest.raises(ValueError, match=r"^embedding_forward: start must lead to places from 0 to 3, got"):
+        engine.embedding_forward(x, w, column, *places)
+    with pytest.raises(ValueError, match=r"^embedding_backward: start must lead to places from 0 to 3, got"):
+        engine.embedding_backward(x, x, w, column, *places)
+
+
+def test_what_lies_beyond_a_table_is_of_no_account_where_there_are_no_codes(engine):
+    places = [engine.integers(n) for n in (0, 10**9, 0, 1)]
+    assert engine.asnumpy(engine.embedding_forward(np.full((1, 1), 7.0), np.ones(4), *places)).tolist() == [[7]]
+
+
+@pytest.mark.parametrize("cursor", [-1, 3, 2**63 - 1])
+def test_no_row_is_read_beyond_the_last(engine, cursor):
+    order, rows = engine.integers(5, 6, 7, 8, 9), engine.integers(1, 2, 3)
+    with pytest.raises(ValueError, match=r"^next_batch: cursor must lead to places from 0 to 4, got"):
+        engine.next_batch(order, engine.integers(cursor), rows)
+    assert engine.asnumpy(rows).tolist() == [1, 2, 3]
+    with pytest.raises(ValueError, match=r"^next_rate: step must lead to places from 0 to 2, got"):
+        engine.next_rate(engine.scalar(1, 2, 3), engine.integers(cursor), engine.scalar(0))
+
+
 def test_small_probabilities_are_as_accurate_as_large_ones(engine, dtype):
     z = np.linspace(-80, 0, 1001).reshape(-1, 7).astype(dtype)
     z[:, 0] = 0
