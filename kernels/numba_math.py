@@ -175,6 +175,15 @@ def sign(x: Any) -> Any:
 
 
 @njit(**FAST)
+def flushed(x: Any, tiny: Any) -> Any:
+    """0 in place of what is smaller than `tiny`, the smallest normal number.
+
+    What decays would come to rest as a subnormal number, with which processors compute many times as slowly.
+    """
+    return type(x)(0) if abs(x) < tiny else x
+
+
+@njit(**FAST)
 def exp_shifted(x: Array, y: Array) -> Any:
     """y = exp(x - max x); returns the sum of y."""
     top, total = largest(x), x.dtype.type(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .numba_math import sign
+from .numba_math import flushed, sign
 from .ops import Array
 
 
@@ -32,9 +32,9 @@ def penalize(p: Array, g: Array, l2: Array, l1: Array) -> None:
 
 
 def decay(p: Array, lr: Array, weight_decay: Array) -> None:
-    kept = p.dtype.type(1 - lr[0] * weight_decay[0])
+    kept, tiny = p.dtype.type(1 - lr[0] * weight_decay[0]), np.finfo(p.dtype).tiny
     for i in range(len(p)):
-        p[i] *= kept
+        p[i] = flushed(p[i] * kept, tiny)
 
 
 def l2_loss(
@@ -77,9 +77,9 @@ def sgd(p: Array, g: Array, lr: Array) -> None:
 
 def sgd_momentum(p: Array, velocity: Array, g: Array, lr: Array, momentum: Array, nesterov: Array) -> None:
     rate, mu = p.dtype.type(lr[0]), p.dtype.type(momentum[0])
-    ahead = nesterov[0] != 0
+    ahead, tiny = nesterov[0] != 0, np.finfo(p.dtype).tiny
     for i in range(len(p)):
-        velocity[i] = mu * velocity[i] + g[i]
+        velocity[i] = flushed(mu * velocity[i] + g[i], tiny)
         p[i] -= rate * (g[i] + mu * velocity[i] if ahead else velocity[i])
 
 
@@ -96,18 +96,18 @@ def rmsprop(
     centered: Array,
 ) -> None:
     real = p.dtype.type
-    new, rate, tiny, mu = real(1 - alpha[0]), real(lr[0]), real(eps[0]), real(momentum[0])
-    center, heavy = centered[0] != 0, momentum[0] != 0
+    new, rate, small, mu = real(1 - alpha[0]), real(lr[0]), real(eps[0]), real(momentum[0])
+    center, heavy, tiny = centered[0] != 0, momentum[0] != 0, np.finfo(p.dtype).tiny
     for i in range(len(p)):
-        v[i] += new * (g[i] * g[i] - v[i])
+        v[i] = flushed(v[i] + new * (g[i] * g[i] - v[i]), tiny)
         spread = v[i]
         if center:
-            m[i] += new * (g[i] - m[i])
+            m[i] = flushed(m[i] + new * (g[i] - m[i]), tiny)
             spread -= m[i] * m[i]
             spread = real(0) if spread < 0 else spread  # as rounding may leave it
-        step = g[i] / (np.sqrt(spread) + tiny)
+        step = g[i] / (np.sqrt(spread) + small)
         if heavy:
-            velocity[i] = mu * velocity[i] + step
+            velocity[i] = flushed(mu * velocity[i] + step, tiny)
             step = velocity[i]
         p[i] -= rate * step
 
@@ -115,11 +115,11 @@ def rmsprop(
 def lion(p: Array, m: Array, g: Array, lr: Array, betas: Array) -> None:
     # Chen et al., 2023, algorithm 2
     real = p.dtype.type
-    new1, new2, rate = real(1 - betas[0]), real(1 - betas[1]), real(lr[0])
+    new1, new2, rate, tiny = real(1 - betas[0]), real(1 - betas[1]), real(lr[0]), np.finfo(p.dtype).tiny
     for i in range(len(p)):
         toward = g[i] - m[i]
         p[i] -= rate * sign(m[i] + new1 * toward)
-        m[i] += new2 * toward
+        m[i] = flushed(m[i] + new2 * toward, tiny)
 
 
 def adam(p: Array, m: Array, v: Array, g: Array, lr: Array, betas: Array, eps: Array, steps: Array) -> None:
@@ -129,8 +129,8 @@ def adam(p: Array, m: Array, v: Array, g: Array, lr: Array, betas: Array, eps: A
     new1, new2 = real(1 - betas[0]), real(1 - betas[1])
     rate = real(lr[0] / (1 - betas[0] ** steps[0]))
     growth = (1 - betas[1] ** steps[0]) ** -0.5
-    unbias, tiny = real(growth), real(eps[0] + eps[1] * growth)
+    unbias, small, tiny = real(growth), real(eps[0] + eps[1] * growth), np.finfo(p.dtype).tiny
     for i in range(len(p)):
-        m[i] += new1 * (g[i] - m[i])
-        v[i] += new2 * (g[i] * g[i] - v[i])
-        p[i] -= rate * m[i] / (np.sqrt(v[i]) * unbias + tiny)
+        m[i] = flushed(m[i] + new1 * (g[i] - m[i]), tiny)
+        v[i] = flushed(v[i] + new2 * (g[i] * g[i] - v[i]), tiny)
+        p[i] -= rate * m[i] / (np.sqrt(v[i]) * unbias + small)

@@ -35,6 +35,29 @@ OPTIMIZERS = {
 each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 
+FADING = {"adam": "m v", "rmsprop": "v m velocity", "lion": "m", "sgd_momentum": "velocity", "decay": "p"}
+NUMBERS = {
+    "lr": [0.1], "betas": [0.9, 0.9], "alpha": [0.9], "momentum": [0.9], "eps": [0.1, 0], "centered": [1], "steps": [9],
+    "nesterov": [0], "weight_decay": [1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["numba"], indirect=True)
+@pytest.mark.parametrize("name", FADING)
+def test_what_fades_comes_to_rest_at_0(engine, name, dtype):
+    """And not at a subnormal number, with which processors compute many times as slowly."""
+    tiny, arrays = np.finfo(dtype).tiny, {}
+    for arg in OPS[name].inputs:
+        numbers = np.array(NUMBERS.get(arg.name, np.zeros(4)), np.float64 if arg.kind == "s" else dtype)
+        if arg.name in FADING[name].split():
+            numbers[:] = tiny, -tiny, 2 * tiny, np.nan
+        count = int(arg.dims[0]) if arg.dims[0].isdigit() else 4
+        arrays[arg.name] = engine.asarray(numbers[:count])
+    getattr(engine, name)(*arrays.values())
+    for fading in FADING[name].split():
+        assert_allclose(arrays[fading], [0, 0, 1.8 * tiny, np.nan], rtol=1e-6)
+
+
 @each_optimizer
 def test_25_steps_are_torchs(engine, name):
     torch = pytest.importorskip("torch")
