@@ -35,9 +35,9 @@ ONE_BLOCK next_rate(Doubles rates, Integers step, Doubles rate)
 __device__ static Integers coming(Integers order, Integers cursor) { return {order.data + cursor[0], order.size}; }
 
 // Copy some rows to a batch, N columns at a time: `read` asks for what is in a row from column j on, and `number` makes
-// of it the number of one of these columns. With them labels, if there are any.
+// of it the number of one of these columns.
 template <int N, class T, class Read, class Number>
-__device__ void take_packs(Integers rows, Rows<T> xb, Read read, Number number, Integers t = {}, Integers tb = {})
+__device__ void take_packs(Integers rows, Rows<T> xb, Read read, Number number)
 {
     const int AHEAD = 4; // how many rows a thread waits for at a time, in place of those beyond the last its first again
     Steps steps(xb.columns, N);
@@ -46,16 +46,13 @@ __device__ void take_packs(Integers rows, Rows<T> xb, Read read, Number number, 
         ONE_TURN
         for (Index j = steps.column; j < xb.columns; j += steps.right) {
             Index to[AHEAD], from[AHEAD];
-            Word label[AHEAD];
             decltype(read(0, 0)) found[AHEAD];
             for (int n = 0; n < AHEAD; n++)
                 to[n] = i + n * steps.down < xb.rows ? i + n * steps.down : i;
             for (int n = 0; n < AHEAD; n++)
                 from[n] = rows[to[n]];
-            for (int n = 0; n < AHEAD; n++) {
+            for (int n = 0; n < AHEAD; n++)
                 found[n] = read(from[n], j);
-                label[n] = tb.size ? t[from[n]] : 0;
-            }
             for (int n = 0; n < AHEAD; n++) {
                 if (N > 1 && n && to[n] == i) // for one column, to ask takes longer than to store it again
                     break;
@@ -63,8 +60,6 @@ __device__ void take_packs(Integers rows, Rows<T> xb, Read read, Number number, 
                 for (int m = 0; m < N; m++)
                     pack.items[m] = number(found[n], m);
                 store(pack, xb, to[n], j, true);
-                if (tb.size && j == 0)
-                    tb[to[n]] = label[n];
             }
         }
 }
@@ -81,19 +76,14 @@ template <class E, class T> __device__ bool take_fours(Table x, Integers rows, R
     return true;
 }
 
-template <class T> __device__ void take_ones(Table x, Integers rows, Rows<T> xb, Integers t = {}, Integers tb = {})
-{
-    take_packs<1>(rows, xb, [x](Word row, Index j) { return x.bits(row, j); },
-                  [x](Word bits, int) { return x.number(bits); }, t, tb);
-}
-
 template <class T> __device__ void take_rows(Table x, Integers rows, Rows<T> xb)
 {
 #ifndef PARTS
     if (take_fours<float>(x, rows, xb) || take_fours<double>(x, rows, xb))
         return;
 #endif
-    take_ones(x, rows, xb);
+    take_packs<1>(rows, xb, [x](Word row, Index j) { return x.bits(row, j); },
+                  [x](Word bits, int) { return x.number(bits); });
 }
 
 __device__ static void take_numbers(Integers t, Integers rows, Integers tb)

@@ -28,7 +28,7 @@ WAITS_FOR_ALL, WAITS_FOR_PARAMETERS = 2, 3  # before a stage; see WAITS in cupy_
 
 # what blocks that share a batch do, by kernels: the same with each row, with each parameter, or all of them the same
 ACTIVATIONS = "relu", "leaky_relu", "elu", "tanh", "sigmoid", "gelu", "gelu_tanh", "silu", "softplus", "softmax"
-TAKES = {f"take{what}{how}" for what in ("", "_labels", "_weights") for how in ("", "_next")} | {"take_with_labels"}
+TAKES = {f"take{what}{how}" for what in ("", "_labels", "_weights") for how in ("", "_next")}
 BY_ROWS = TAKES | {
     "dense_forward", "dense_relu_forward", "dense_input_grad", "dense_relu_input_grad", "dense_weight_grad",
     "dense_weight_and_bias_grad", "dense_bias_grad", "bias_grad",
@@ -103,7 +103,7 @@ class OneKernel:
             (stage.kernel, waits, [source_of(use) for use in uses_of_stage])
             for stage, waits, uses_of_stage in zip(shares.stages, shares.waits, uses, strict=True)
         ]
-        source = source_of_parts(parts, float_type(stages), blocks, shares.rows)
+        source = source_of_parts(parts, float_type(stages), blocks, shares.rows, taken_ahead(uses))
         self._kernel = module_of_parts(source).get_function("replay")
         shared_memory_of(self._kernel)
 
@@ -337,6 +337,22 @@ def waiting(meet: Array) -> list[bool]:
             waits[stage] = waits[stage] or bool(meet[stage, since].any())
             since = [*([] if waits[stage] else since), stage]
     return waits
+
+
+def taken_ahead(uses: Sequence[Sequence[Use]]) -> list[int]:
+    """Which stages may take a batch's rows before it is due: where no step changes what they take."""
+    written = [use.span for use in itertools.chain(*uses) if use.written]
+
+    def lasts(use: Use) -> bool:
+        return not any(use.span.start < other.stop and other.start < use.span.stop for other in written)
+
+    return [
+        n
+        for n, (first, *others) in enumerate(uses)
+        if first.stage.kernel in TAKES
+        and first.stage.kernel.endswith("_next")
+        and all(map(lasts, (first, *(use for use in others if use.name == "order"))))
+    ]
 
 
 def joined(spans: Iterable[range]) -> list[range]:

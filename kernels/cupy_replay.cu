@@ -33,12 +33,69 @@ __device__ static void copy_all(Integers spans, bool back)
     }
 }
 
-// Two kernels at once, which wait for the same.
-ELEMENTS take_with_labels(Table x, Integers t, Integers order, Integers cursor, Matrix xb, Integers tb)
-{
-    take_ones(x, coming(order, cursor), xb, t, tb);
-}
+// What a thread takes of the next batch is asked for a step before, and the numbers of the rows two steps before, so that
+// nobody waits for them; where that is more than MOST elements, or of several columns, all wait as everywhere else.
+struct Ahead {
+    static const int MOST = 8;
+    bool begun = false;
+    Word rows[MOST], bits[MOST];
 
+    __device__ void ask_for_rows(Integers order, Index start, int first, int down)
+    {
+        for (int n = 0; n < MOST; n++) // behind the last row, it once more, which nobody keeps
+            rows[n] = order[min(start + first + n * down, (int)order.size - 1)];
+    }
+    // Rows `first`, `first + down` ... of a batch of `count` rows: `read` asks for what is in a row of all the data, and
+    // `keep` puts it into a row of the batch.
+    template <class Read, class Keep>
+    __device__ void take(Integers order, Integers cursor, int count, int first, int down, Read read, Keep keep)
+    {
+        Index start = cursor[0], next = start + whole(count);
+        if (!begun)
+            ask_for_rows(order, start, first, down);
+        for (int n = 0; n < MOST && begun; n++)
+            if (first + n * down < count)
+                keep(first + n * down, bits[n]);
+        for (int n = 0; n < MOST; n++)
+            bits[n] = read(rows[n]);
+        ask_for_rows(order, begun ? next + whole(count) : next, first, down);
+        begun = true;
+    }
+
+    __device__ void take_next(Table x, Integers order, Integers cursor, Matrix xb)
+    {
+        Steps steps(xb.columns, 1);
+        Index column = min(steps.column, (int)xb.columns - 1); // threads beyond the last do as it does
+        if (xb.columns <= steps.right && xb.rows <= MOST * steps.down)
+            take(order, cursor, xb.rows, steps.row, steps.down, [=](Word row) { return x.bits(row, column); },
+                 [=](Index row, Word bits) { xb(row, column) = x.number(bits); });
+        else if (begun)
+            ::take_next(x, order, cursor, xb);
+        begun = true;
+    }
+    __device__ void take_labels_next(Integers t, Integers order, Integers cursor, Integers tb)
+    {
+        if (tb.size <= MOST * THREADS)
+            take(order, cursor, tb.size, from_last(), THREADS, [=](Word row) { return t[row]; },
+                 [=](Index row, Word label) { tb[row] = label; });
+        else if (begun)
+            ::take_labels_next(t, order, cursor, tb);
+        begun = true;
+    }
+    __device__ void take_weights_next(Table w, Integers order, Integers cursor, Vector wb)
+    {
+        if (wb.size <= MOST * THREADS)
+            take(order, cursor, wb.size, from_last(), THREADS, [=](Word row) { return w.bits(row, 0); },
+                 [=](Index row, Word bits) { wb[row] = w.number(bits); });
+        else if (begun)
+            ::take_weights_next(w, order, cursor, wb);
+        begun = true;
+    }
+    // the last threads of a block first, which have least to do in the parts around
+    __device__ static int from_last() { return THREADS - 1 - thread_of_block(); }
+};
+
+// Two kernels at once.
 TILES dense_weight_and_bias_grad(Matrix x, Matrix dz, Matrix dw, Matrix db)
 {
     product(Transposed(x), Transposed(dz), x.rows, dw, [](int, int, Real sum) { return sum; }, db);
@@ -129,6 +186,7 @@ extern "C" __global__ void TOGETHER __launch_bounds__(THREADS, 1)
     __syncthreads();
     begin_totals(totals, kept);
     parameters_are_sent();
+BEFORE
     for (; steps; steps--) {
 STEP
     }

@@ -40,7 +40,7 @@ STEPS_OF_A_GRAPH = 16
 OF_A_THREAD = 2  # the pointer of CuPy's `Stream.ptds`
 LANES = 3  # in which stages of a graph run side by side
 CLUSTER = 8  # blocks, which may be in any cluster
-MOST_ROWS = (1 << 31) - 1  # of a table, for one kernel, which counts in 32 bits
+MOST_ROWS = 1 << 30  # of a table, for one kernel, which counts in 32 bits, and two batches ahead
 # floating-point operations of a step up to which it is one kernel: of one block, and of a cluster
 OF_BLOCK, OF_CLUSTER = 1_000_000, 10_000_000
 
@@ -119,7 +119,6 @@ def taken_at_once(stages: list[Stage]) -> list[Stage]:
 
 # kernels one after the other, of which one can do both at once
 AT_ONCE = {
-    ("take_next", "take_labels_next"): "take_with_labels",
     ("dense_bias_grad", "dense_weight_grad"): "dense_weight_and_bias_grad",
     ("bias_grad", "dense_weight_grad"): "dense_weight_and_bias_grad",
 }

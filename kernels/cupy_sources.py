@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,23 +85,32 @@ def source(files: Iterable[str], floats: str, kernel: str = "") -> str:
 
 
 def source_of_parts(
-    parts: Sequence[tuple[str, int, Sequence[Sequence[str]]]], floats: str, blocks: int, rows: int
+    parts: Sequence[tuple[str, int, Sequence[Sequence[str]]]],
+    floats: str,
+    blocks: int,
+    rows: int,
+    ahead: Container[int] = (),
 ) -> str:
     """One kernel, "replay", which runs others one after the other, for a cluster of so many blocks.
 
     Each part is a kernel, before whom it waits, and the members of the structures that it is given, as C++. The blocks
-    share so many rows of a batch, 0 if there is but one.
+    share so many rows of a batch, 0 if there is but one. Those whose places are `ahead` ask a step before for what they
+    take.
     """
-    steps = []
-    for name, waits, arguments in parts:
-        given = (
+    before, steps = [], []
+    for place, (name, waits, arguments) in enumerate(parts):
+        given = ", ".join(
             f"{kind}{{(decltype({kind}::data))({data}), {', '.join(sizes)}}}"
             for (kind, _), (data, *sizes) in zip(KERNELS[name].parameters, arguments, strict=True)
         )
-        steps.append(f"{WAITS[waits]}{name}({', '.join(given)});")
+        call = f"{name}({given});"
+        if place in ahead:
+            call = f"ahead{place}.{call}"
+            before.append(f"Ahead ahead{place};\n{call}")
+        steps.append(WAITS[waits] + call)
     needed = {KERNELS[name].file for name, *_ in parts} | {"layers", "products"}  # of which cupy_replay.cu uses some
     files = [file for file in FILES if file in needed]
-    replay = SOURCES["replay"].replace("STEP", "\n".join(steps))
+    replay = SOURCES["replay"].replace("BEFORE", "\n".join(before)).replace("STEP", "\n".join(steps))
     head = f"#define PARTS\n#define BLOCKS {blocks}\n#define ROWS_OF_ALL {rows}"
     return f"{head}\n{source(files, floats)}\n{replay}"
 
