@@ -126,6 +126,8 @@ class OneKernel:
             try:
                 self(0)
             except cupy.cuda.driver.CUDADriverError as error:
+                if error.status not in (701, 912):  # CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, _INVALID_CLUSTER_SIZE
+                    raise
                 raise NotShared from error
 
     def __call__(self, steps: int) -> None:

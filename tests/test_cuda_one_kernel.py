@@ -282,15 +282,31 @@ def test_how_many_blocks_are_tried(monkeypatch, capability, room, work, size, co
     assert REPLAY.blocks_for(work, size << 10) == counts
 
 
-@pytest.mark.parametrize("others", [[1], []])
-def test_where_a_gpu_cannot_run_so_many_blocks_at_once_it_takes_another_way(engine, blocks, monkeypatch, others):
+@pytest.fixture
+def refused(monkeypatch):
+    """Say with which status a GPU refuses to run eight blocks at once."""
     monkeypatch.setattr(standin.Device, "blocks_of_a_cluster", 4)
+    return lambda status: monkeypatch.setattr(standin.CUDADriverError, "status", status, raising=False)
+
+
+@pytest.mark.parametrize("others", [[1], []])
+@pytest.mark.parametrize("status", [701, 912])
+def test_where_a_gpu_cannot_run_so_many_blocks_at_once_it_takes_another_way(engine, blocks, refused, status, others):
+    refused(status)
     blocks(8, *others)
     model = model_of(engine, PLAIN, fastbp.SGD(0.1))
     (run,) = runs_of(model, X, LABELS)
     assert isinstance(run, ONE.OneKernel if others else REPLAY.Graph)
     expected = model_of("numpy", PLAIN, fastbp.SGD(0.1)).fit(X, LABELS, batch_size=26, epochs=2)
     assert_same_parameters(model.fit(X, LABELS, batch_size=26, epochs=2), expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("status", [1, 700])  # an invalid value, an illegal address
+def test_a_cluster_that_fails_otherwise_is_an_error(engine, blocks, refused, status):
+    refused(status)
+    blocks(8, 1)
+    with pytest.raises(standin.CUDADriverError):
+        runs_of(model_of(engine, PLAIN, fastbp.SGD(0.1)), X, LABELS)
 
 
 def test_what_a_kernel_is_tried_with_changes_nothing(engine, blocks):
