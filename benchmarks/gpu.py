@@ -1,9 +1,12 @@
-"""All that is to be seen of the engine "cupy" on a GPU, in parts that resume, within 8 minutes.
+"""All that is to be seen of the engine "cupy" on a GPU, in parts that resume, within 8 minutes a call.
 
-    python benchmarks/gpu.py [--json FILE] [--again] [--parts about "bench 2-64-3" ...] [--without "torch compiled" ...]
+    python benchmarks/gpu.py [--json FILE] [--parts about "bench 2-64-3" ...] [--without "torch compiled" ...] [--again]
 
-Each part runs in a process of its own, and its result is in the file as soon as it is there; the next call goes on with
-those that are missing or have failed. The exit status is 0 where all parts have passed.
+Each part runs in a process of its own, and what it found is in the file as soon as it is there, also where the process
+failed. A call goes on with the parts that have not passed on this GPU with this code; `--again` first forgets those it
+names. A name stands for all parts that begin with it, and one after `--without` for all parts that have it in theirs.
+The exit status is 0 where all have passed. NumPy and CuPy are needed; where torch, jax or pytest is not installed, what
+needs it is skipped and says so. What is printed ends with a table of all that the file has.
 """
 
 from __future__ import annotations
@@ -12,72 +15,103 @@ import argparse
 import contextlib
 import datetime
 import functools
-import io
+import hashlib
+import importlib.util
 import itertools
 import json
+import math
 import os
 import platform
-import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
 
-import fastbp
-
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 480
-# the network, its batch, steps of an epoch, precisions, and how many times as long others should take at least: torch
-# as it is, and the best of the rest
+if not __package__:  # this file is run, and fastbp may not be installed, or be another
+    sys.path.insert(0, str(ROOT))
+
+import fastbp  # noqa: E402
+from fastbp.benchmarks import gpu_contenders as contenders  # noqa: E402
+from fastbp.benchmarks.gpu_contenders import CONTENDERS, ByFastbp, Run, path_of  # noqa: E402
+from fastbp.kernels.ops import OPS  # noqa: E402
+
+
+class Case(NamedTuple):
+    """A network's training, and how many times as long others should take at least."""
+
+    batch: int
+    steps: int  # of an epoch
+    precision: str
+    eager: float  # torch as it is
+    best: float  # the best of the others
+
+
 CASES = {
-    "2-64-3": (300, 1000, ["fp32"], 30, 3),
-    "30-100-2": (200, 1000, ["fp32"], 30, 3),
-    "64-128-10": (32, 1000, ["fp32"], 30, 3),
-    "784-512-256-10": (128, 400, ["fp32"], 8, 1.2),
-    "4096-4096-4096-4096": (8192, 8, ["tf32", "bf16"], 1.2, 1.0),
+    "2-64-3": Case(300, 1024, "fp32", 30, 3),
+    "30-100-2": Case(200, 1024, "fp32", 30, 3),
+    "64-128-10": Case(32, 1024, "fp32", 30, 3),
+    "784-512-256-10": Case(128, 400, "fp32", 8, 1.2),
+    "4096-4096-4096-4096 tf32": Case(8192, 8, "tf32", 1.2, 1.0),
+    "4096-4096-4096-4096 bf16": Case(8192, 8, "bf16", 1.2, 1.0),
 }
 # networks and batches about as large as those between which kernels/cupy_replay.py draws a line
 LINES = {"2-64-3": 300, "64-128-10": 32, "30-100-2": 200, "64-512-10": 32, "128-256-128-10": 64, "256-256-10": 128}
 LINES |= {"784-512-256-10": 128}
-ENGINE, LR, REPEATS = "cupy", 0.01, 5
+TOO_LARGE = (
+    10_000_000  # products of a layer's numbers and a batch's rows, from which one block takes milliseconds a step
+)
+EPOCHS, TIMED, WARM = 5, 0.5, 1.0  # epochs that are timed, at least; seconds that they take; seconds of work before
 PROCESSES, SHARES = 8, 4  # of the tests
 OF_ENGINES = "cupy or fuzz or fused or engines"  # in the names of those that are run on each engine
-Run = Callable[[int], list[float]]  # trains for so many epochs, and gives the seconds of each
+TOOLS = "memcheck", "racecheck", "synccheck"
+OPTIONAL = "torch", "jax", "pytest"
+CAPS = {"tests": 300, "sanitizer": 200}  # seconds that one of them may take
+CAP, LEAST = 150, 5  # that another part may; that must be left to begin one
+COMMAND = [sys.executable, "-m", "fastbp.benchmarks.gpu", "--part"]
+LINES_KEPT = 40  # of what a part prints to its error stream
+Found = dict[str, Any]
 
 
 class NoGPU(RuntimeError):
     """What is missing on this machine."""
 
 
-def about() -> dict[str, Any]:
+def so_far(found: Found) -> None:
+    """Say what a part has found, for the case that it does not come to its end."""
+    print(json.dumps(found), flush=True)
+
+
+def about() -> Found:
     """The GPU, its driver, and versions."""
     import cupy
 
-    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    names = "fastbp", "numpy", "cupy-cuda13x", "cupy-cuda12x", "nvidia-cublas", "torch", "jax", "jaxlib"
     return {
         "date": datetime.date.today().isoformat(),
-        "gpu": properties["name"].decode(),
-        "driver": driver(),
+        "commit": printed_by("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
+        "driver": printed_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "cuda": cupy.cuda.runtime.runtimeGetVersion(),
         "python": platform.python_version(),
-        "versions": {name: version_of(name) for name in ("fastbp", "numpy", "cupy-cuda13x", "torch", "jax")},
+        "versions": {name: version_of(name) for name in names},
     }
 
 
-def driver() -> str | None:
-    if shutil.which("nvidia-smi") is None:
+def printed_by(*command: str) -> str | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
         return None
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
 
 
 def version_of(name: str) -> str | None:
@@ -87,17 +121,16 @@ def version_of(name: str) -> str | None:
         return None
 
 
-def check() -> dict[str, Any]:
+def check() -> Found:
     """Every op, held against the contract."""
-    report = fastbp.check("cupy", verbose=False)
-    return {
-        "passed": report.passed,
-        "ops": len({r.op for r in report.results}),
-        "failures": list(map(str, report.failures)),
-    }
+    failures: list[str] = []
+    for name in OPS:
+        so_far({"failures": failures, "in": name})
+        failures += map(str, fastbp.check(contenders.ENGINE, [name], verbose=False).failures)
+    return {"passed": not failures, "ops": len(OPS), "failures": failures}
 
 
-def training() -> dict[str, Any]:
+def training() -> Found:
     """Networks trained on the GPU, in each way, are those of NumPy, and load on a CPU; one seed gives the same bits."""
     X, y = fastbp.spiral_data(500, 3, seed=0)
 
@@ -114,22 +147,22 @@ def training() -> dict[str, Any]:
         )
         return model.fit(X, y, epochs=10, batch_size=100, verbose=False)
 
-    errors: dict[str, dict[str, list[float]]] = {}
+    passed, errors = True, Found()
     for name in ("deep", "plain"):
         reference = fit(name, "numpy").predict_proba(X)
         for way, way_set in settings_of_ways().items():
             with way_set:
-                first, again = fit(name, ENGINE), fit(name, ENGINE).predict_proba(X)
+                first, again = (fit(name, contenders.ENGINE) for _ in range(2))
                 p = first.predict_proba(X)
-                rounded = fit(name, ENGINE, "float32", "bf16").predict_proba(X)
-            assert np.array_equal(p, again), "the same seed gave other bits"
-            with tempfile.TemporaryDirectory() as folder:
-                first.save(f"{folder}/model.safetensors")
-                loaded = fastbp.load(f"{folder}/model.safetensors", engine="numpy")
-            np.testing.assert_allclose(loaded.predict_proba(X), p, rtol=1e-9, atol=1e-12)
-            errors.setdefault(name, {})[way] = [float(np.abs(found - reference).max()) for found in (p, rounded)]
-    found = [pair for ways in errors.values() for pair in ways.values()]
-    return {"passed": all(exact < 1e-6 and half < 0.1 for exact, half in found), "errors": errors}
+                rounded = fit(name, contenders.ENGINE, "float32", "bf16").predict_proba(X)
+            exact, half = (float(np.abs(found - reference).max()) for found in (p, rounded))
+            same = bool(np.array_equal(p, again.predict_proba(X)))
+            ran = path_of(first)
+            errors.setdefault(name, {})[way] = {"fp64": exact, "bf16": half, "same bits": same, "ran": ran}
+            as_meant = name == "deep" or ("OneKernel" in ran) == (way in ("block", "cluster"))
+            passed = passed and exact < 1e-6 and half < 0.1 and same and as_meant and loads(first, X, p)
+            so_far({"errors": errors})
+    return {"passed": passed, "errors": errors}
 
 
 def trained(name: str) -> tuple[list[fastbp.Layer], fastbp.Optimizer]:
@@ -141,70 +174,69 @@ def trained(name: str) -> tuple[list[fastbp.Layer], fastbp.Optimizer]:
     return layers, fastbp.AdamW(0.01, weight_decay=0.1, clip_norm=1.0)
 
 
-def tests(share: int) -> dict[str, Any]:
+def loads(model: fastbp.Sequential, X: np.ndarray, p: np.ndarray) -> bool:
+    """Whether a model is the same on a CPU, by way of a file where there is safetensors."""
+    if importlib.util.find_spec("safetensors") is None:
+        return True
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(f"{folder}/model.safetensors")
+        loaded = fastbp.load(f"{folder}/model.safetensors", engine="numpy")
+    return np.allclose(loaded.predict_proba(X), p, rtol=1e-9, atol=1e-12)
+
+
+def tests(share: int) -> Found:
     """One of SHARES of all tests that are run on each engine, on this one."""
     import pytest
 
     files = sorted(map(str, (ROOT / "tests").glob("test_*.py")))[share::SHARES]
     options = ["-q", "-n", str(PROCESSES), "--dist", "worksteal", "--maxfail", "20", "-k", OF_ENGINES]
     options += ["-p", "no:benchmark"]  # which warns of the processes
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        status = pytest.main([*options, *files])
-    return {"passed": status == 0, "output": printed.getvalue().splitlines()[-40:]}
+    with contextlib.redirect_stdout(sys.stderr):
+        return {"passed": pytest.main([*options, *files]) == 0}
 
 
-def sanitizer() -> dict[str, Any]:
-    """Some ops, and small networks in each way, under compute-sanitizer, where it is installed and works."""
-    tool = shutil.which("compute-sanitizer")
-    if tool is None:
-        return {"passed": True, "skipped": "there is no compute-sanitizer"}
+def sanitizer(tool: str) -> Found:
+    """Some ops, and small networks in each way, under a tool of compute-sanitizer, where that is installed."""
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        return {"skipped": "there is no compute-sanitizer"}
     code = "from fastbp.benchmarks import gpu; gpu.some_work()"
-    outputs = {}
-    for kind in ("memcheck", "racecheck", "synccheck"):
-        command = [tool, f"--tool={kind}", "--error-exitcode=9", sys.executable, "-c", code]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        outputs[kind] = {"status": done.returncode, "output": done.stdout.splitlines()[-20:]}
-    return {"passed": all(output["status"] == 0 for output in outputs.values()), **outputs}
+    command = [program, f"--tool={tool}", "--error-exitcode=9", sys.executable, "-c", code]
+    return {"passed": subprocess.run(command, stdout=sys.stderr).returncode == 0}
 
 
 def some_work() -> None:
     """Without timing how to compute products, which a tool that waits for each kernel holds up."""
     with mock.patch("fastbp.kernels.cupy_engine.fastest", lambda engine, kernel, arrays, ways: ways[0]):
         assert fastbp.check("cupy", ["softmax_cross_entropy", "batch_norm_backward", "adam"]).passed
-        in_each_way([30, 64, 10], batch=50, steps=3)
+        for way_set in settings_of_ways().values():
+            with way_set:
+                ByFastbp([30, 64, 10], 50, 3, "fp32")(1)
 
 
-def bench(name: str, without: Sequence[str] = ()) -> dict[str, Any]:
-    """Microseconds a step of a network, beside torch and jax in the same run and precision."""
-    batch, steps, precisions, *targets = CASES[name]
-    contenders: dict[str, Callable[..., Run]] = {
-        "fastbp": by_fastbp,
-        "torch eager": functools.partial(by_torch, way="eager"),
-        "torch graph": functools.partial(by_torch, way="graph"),
-        "jax scan": by_jax,
-        "torch compiled": functools.partial(by_torch, way="compiled"),
-    }
-    results: list[Any] = []
-    for precision in precisions:
-        us: dict[str, Any] = {}
-        for contender, prepare in contenders.items():
-            if contender in without:
-                continue
-            try:
-                run = prepare(sizes_of(name), batch, steps, precision)
-                run(1)
-                us[contender] = sorted(1e6 * seconds / steps for seconds in run(REPEATS))
-            except ImportError:
-                us[contender] = "not installed"
-            except Exception as error:  # of another library; the others still count
-                us[contender] = repr(error)
-            print(json.dumps({"results": [*results, us]}), flush=True)  # what there is if time is up
-        results.append({"batch": batch, "precision": precision, "us_per_step": us, **judged(us, *targets)})
-    return {"passed": all(isinstance(r["us_per_step"]["fastbp"], list) for r in results), "results": results}
+def bench(name: str, contender: str) -> Found:
+    """Microseconds a step of a network, by one contender."""
+    case = CASES[name]
+    run = CONTENDERS[contender](sizes_of(name), case.batch, case.steps, case.precision)
+    result = timed(run, case.steps)
+    if isinstance(run, ByFastbp):
+        result["ran"] = run.path()
+        so_far(result)
+        result["us_on_device"] = 1e6 * run.on_device() / case.steps
+    return result
+
+
+def timed(run: Run, steps: int) -> Found:
+    """Microseconds a step, of enough epochs on a GPU that is warm by the same work."""
+    run(1)  # which compiles
+    (seconds,) = run(1)
+    run(math.ceil(WARM / seconds))
+    us = [1e6 * each / steps for each in run(max(EPOCHS, math.ceil(TIMED / seconds)))]
+    return {"us": statistics.median(us), "least": min(us), "most": max(us), "epochs": len(us)}
 
 
 def sizes_of(network: str) -> list[int]:
-    return [int(n) for n in network.split("-")]
+    return [int(n) for n in network.split()[0].split("-")]
 
 
 def settings_of_ways() -> dict[str, contextlib.AbstractContextManager[Any]]:
@@ -227,210 +259,241 @@ def settings(module: Any, blocks: int, lanes: int) -> Iterator[mock.Mock]:
         yield asked
 
 
-def ways(steps: int = 500) -> dict[str, Any]:
-    """Microseconds a step of networks by a block, by a cluster, and as a graph of several lanes or of one."""
-    return {"us_per_step": {name: in_each_way(sizes_of(name), batch, steps) for name, batch in LINES.items()}}
-
-
-def in_each_way(sizes: list[int], batch: int, steps: int) -> dict[str, Any]:
-    """What a network's step takes, in operations and bytes, and in microseconds, one way or another."""
-    found: dict[str, Any] = {}
+def ways(name: str, steps: int = 500) -> Found:
+    """Microseconds a step of a network by a block, by a cluster, and as a graph; and what it was run by really."""
+    batch, sizes, found = LINES[name], sizes_of(name), Found()
     for way, way_set in settings_of_ways().items():
+        few = way == "block" and batch * sum(map(math.prod, itertools.pairwise(sizes))) > TOO_LARGE
+        epoch = steps // 25 if few else steps
         with way_set as asked:
-            seconds = by_fastbp(sizes, batch, steps, "fp32")(REPEATS)
+            run = ByFastbp(sizes, batch, epoch, "fp32")
+            seconds = statistics.median(run(EPOCHS))
         found["operations"], found["bytes"] = asked.call_args.args
-        found[way] = 1e6 * statistics.median(seconds) / steps
+        found[way] = {"us": 1e6 * seconds / epoch, "ran": run.path()}
+        so_far(found)
     return found
 
 
-def each_timed(epoch: Callable[[], object]) -> Run:
-    """A run of epochs each of which is done when it comes back."""
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        epoch()
-        return time.perf_counter() - start
-
-    return lambda epochs: [seconds() for _ in range(epochs)]
+def bench_of(name: str, contender: str) -> str:
+    return f"bench {name} {contender}"
 
 
-def judged(us: dict[str, Any], eager: float, best: float) -> dict[str, Any]:
-    """How many times as long the others took, and whether that is what it should be at least."""
-    medians = {name: statistics.median(values) for name, values in us.items() if isinstance(values, list)}
-    mine, torch = medians.pop("fastbp", None), medians.pop("torch eager", None)
-    if mine is None:
-        return {}
-    ratios = {"eager": torch and torch / mine, "best": min(medians.values()) / mine if medians else None}
-    targets = {"eager": eager, "best": best}
-    return {"ratios": ratios, "reached": {k: ratios[k] and ratios[k] >= targets[k] for k in ratios}, "targets": targets}
-
-
-def data_for(sizes: list[int], batch: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return rng.standard_normal((batch * steps, sizes[0]), np.float32), rng.integers(0, sizes[-1], batch * steps)
-
-
-def by_fastbp(sizes: list[int], batch: int, steps: int, precision: str) -> Run:
-    layers = [part for k, n in itertools.pairwise(sizes) for part in (fastbp.Dense(k, n), fastbp.ReLU())][:-1]
-    model = fastbp.Sequential(
-        layers, loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.SGD(LR), engine=ENGINE, precision=precision, seed=0
-    )
-    X, y = data_for(sizes, batch, steps)
-
-    def run(epochs: int) -> list[float]:
-        """After one epoch, at the start of which the data come to the GPU, as others have them there already."""
-        ends: list[float] = []
-        options: dict[str, Any] = {"batch_size": batch, "shuffle": False, "verbose": False}
-        model.fit(X, y, epochs=epochs + 1, callbacks=[lambda *_: ends.append(time.perf_counter())], **options)
-        return [end - start for start, end in itertools.pairwise(ends)]
-
-    return run
-
-
-def by_torch(sizes: list[int], batch: int, steps: int, precision: str, way: str) -> Run:
-    import torch
-
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    modules = [m for k, n in itertools.pairwise(sizes) for m in (torch.nn.Linear(k, n), torch.nn.ReLU())]
-    model = torch.nn.Sequential(*modules[:-1]).cuda()
-    optimizer = torch.optim.SGD(model.parameters(), LR)
-    X, y = (torch.from_numpy(x).cuda() for x in data_for(sizes, batch, steps))
-
-    def loss_of(x: Any, t: Any) -> Any:
-        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-            return torch.nn.functional.cross_entropy(model(x), t)
-
-    loss, update = loss_of, optimizer.step
-    if way == "compiled":
-        loss, update = torch.compile(loss_of, mode="max-autotune"), torch.compile(optimizer.step)
-
-    def step(x: Any, t: Any) -> None:
-        optimizer.zero_grad()
-        loss(x, t).backward()
-        update()
-
-    replay = captured(step, X[:batch].clone(), y[:batch].clone()) if way == "graph" else step
-
-    def epoch() -> None:
-        for start in range(0, len(X), batch):
-            replay(X[start : start + batch], y[start : start + batch])
-        torch.cuda.synchronize()
-
-    return each_timed(epoch)
-
-
-def captured(step: Callable[[Any, Any], None], x: Any, t: Any) -> Callable[[Any, Any], None]:
-    """A step of torch as a CUDA graph, which takes its samples from `x` and `t`."""
-    import torch
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step(x, t)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step(x, t)
-
-    def replay(samples: Any, labels: Any) -> None:
-        x.copy_(samples)
-        t.copy_(labels)
-        graph.replay()
-
-    return replay
-
-
-def by_jax(sizes: list[int], batch: int, steps: int, precision: str) -> Run:
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the others need memory, too
-    import jax
-    from jax import numpy as jnp
-
-    if jax.default_backend() != "gpu":
-        raise ImportError("jax has no GPU")
-    presets = jax.lax.DotAlgorithmPreset
-    kind = {"fp32": presets.F32_F32_F32, "tf32": presets.TF32_TF32_F32, "bf16": presets.BF16_BF16_F32}[precision]
-    rng = np.random.default_rng(0)
-    parameters = [
-        (jnp.array(rng.standard_normal((k, n), np.float32) * np.sqrt(2 / k)), jnp.zeros(n, jnp.float32))
-        for k, n in itertools.pairwise(sizes)
-    ]
-    X, y = data_for(sizes, batch, steps)
-    X, y = jnp.array(X.reshape(steps, batch, -1)), jnp.array(y.reshape(steps, batch))
-
-    def loss_of(parameters: Any, x: Any, t: Any) -> Any:
-        for w, b in parameters[:-1]:
-            x = jax.nn.relu(jnp.matmul(x, w, precision=kind) + b)
-        w, b = parameters[-1]
-        logits = jnp.matmul(x, w, precision=kind) + b
-        return -jnp.take_along_axis(jax.nn.log_softmax(logits), t[:, None], axis=1).mean()
-
-    def step(parameters: Any, samples: Any) -> Any:
-        loss, gradients = jax.value_and_grad(loss_of)(parameters, *samples)
-        return jax.tree.map(lambda p, g: p - LR * g, parameters, gradients), loss
-
-    scan = jax.jit(lambda parameters, X, y: jax.lax.scan(step, parameters, (X, y)), donate_argnums=0)
-
-    def epoch() -> None:
-        nonlocal parameters
-        parameters, losses = scan(parameters, X, y)
-        losses.block_until_ready()
-
-    return each_timed(epoch)
-
-
-PARTS: dict[str, Callable[..., dict[str, Any]]] = {
-    **{part.__name__: part for part in (about, check, training, ways)},
-    **{f"bench {name}": functools.partial(bench, name) for name in CASES},
-    "sanitizer": sanitizer,
+BENCHES: dict[str, Callable[[], Found]] = {
+    bench_of(name, contender): functools.partial(bench, name, contender) for name in CASES for contender in CONTENDERS
+}
+# what says most comes first, and what takes long comes last
+PARTS: dict[str, Callable[[], Found]] = {
+    "about": about,
+    "training": training,
+    **{name: part for name, part in BENCHES.items() if not name.endswith("compiled")},
+    **{f"ways {name}": functools.partial(ways, name) for name in LINES},
+    "check": check,
+    **{name: part for name, part in BENCHES.items() if name.endswith("compiled")},
+    **{f"sanitizer {tool}": functools.partial(sanitizer, tool) for tool in TOOLS},
     **{f"tests {share + 1} of {SHARES}": functools.partial(tests, share) for share in range(SHARES)},
 }
 
 
-def run_parts(names: list[str], file: Path, again: bool, without: Sequence[str] = ()) -> bool:
+def run_part(name: str) -> Found:
+    """What a part gives, in this process."""
+    try:
+        return PARTS[name]()
+    except ModuleNotFoundError as error:
+        if error.name not in OPTIONAL:
+            raise
+        return {"skipped": f"{error.name} is not installed"}
+
+
+def in_process(name: str, seconds: float) -> Found:
+    """What a part gives in a process of its own; however that ends, what it found until then, and its last errors."""
+    start = time.monotonic()
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    options: dict[str, Any] = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": paths}, "stdin": subprocess.DEVNULL}
+    with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as errors:  # pipes would wait for grandchildren
+        part = subprocess.Popen([*COMMAND, name], stdout=printed, stderr=errors, start_new_session=True, **options)
+        status: int | str
+        try:
+            status = part.wait(seconds)
+        except subprocess.TimeoutExpired:
+            status = "not done in time"
+        finally:
+            end(part)
+        found, last = last_object(text_of(printed)), text_of(errors).splitlines()
+    passed = status == 0 and found.get("passed", bool(found))
+    kept = last[-LINES_KEPT:] if not passed else last[-1:]
+    return {**found, "passed": passed, "status": status, "stderr": kept, "seconds": round(time.monotonic() - start, 1)}
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process, with all that it has started where the system knows of groups."""
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        with contextlib.suppress(OSError):  # there is nobody left
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def text_of(file: Any) -> str:
+    file.seek(0)
+    return str(file.read().decode(errors="replace"))
+
+
+def last_object(text: str) -> Found:
+    """Of the last line that is one of JSON; a library may print more behind it."""
+    for line in reversed(text.splitlines()):
+        with contextlib.suppress(ValueError):
+            if isinstance(found := json.loads(line), dict):
+                return found
+    return {}
+
+
+class Results:
+    """The parts' results in a file, and which of them are of this GPU and this code."""
+
+    def __init__(self, file: Path, stamp: dict[str, str]) -> None:
+        self._file, self._stamp = file, stamp
+        self._parts: dict[str, Found] = json.loads(file.read_text()).get("parts", {}) if file.exists() else {}
+
+    def forget(self, names: list[str]) -> None:
+        self._parts = {name: part for name, part in self._parts.items() if name not in names}
+        self._save()
+
+    def keep(self, name: str, result: Found) -> None:
+        self._parts[name] = result | self._stamp
+        self._save()
+
+    def _save(self) -> None:
+        content = {"benches": {name: self.judged(name) for name in CASES}, "parts": self._parts}
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        new = self._file.with_name(self._file.name + ".new")
+        new.write_text(json.dumps(content, indent=1) + "\n")
+        new.replace(self._file)  # so that whoever is stopped here leaves a whole file
+
+    def __getitem__(self, name: str) -> Found:
+        """A part's result, empty where there is none of this GPU and this code."""
+        part = self._parts.get(name, {})
+        return part if all(part.get(key) == self._stamp[key] for key in ("card", "code")) else {}
+
+    def judged(self, name: str) -> Found:
+        """How many times as long as fastbp others took, and whether that is what it should be at least."""
+        case, parts = CASES[name], {contender: self[bench_of(name, contender)] for contender in CONTENDERS}
+        us = {contender: part["us"] for contender, part in parts.items() if "us" in part}
+        runs = {part["run"] for contender, part in parts.items() if contender in us}
+        result: Found = {"us": us, "missing": [contender for contender in CONTENDERS if contender not in us]}
+        if mine := us.get("fastbp"):
+            others = [us[contender] for contender in us if contender not in ("fastbp", "torch eager")]
+            ratios = {"eager": us["torch eager"] / mine} if "torch eager" in us else {}
+            ratios |= {"best": min(others) / mine} if others else {}
+            targets = {"eager": case.eager, "best": case.best}
+            reached = {kind: ratio >= targets[kind] for kind, ratio in ratios.items()}
+            result |= {"ratios": ratios, "targets": targets, "reached": reached, "in one run": len(runs) == 1}
+        return result
+
+    def table(self) -> Iterator[str]:
+        """Lines for a person: of each network that there is something of, and what else has not passed."""
+        for name, case in CASES.items():
+            parts = {contender: self[bench_of(name, contender)] for contender in CONTENDERS}
+            if not any(parts.values()):
+                continue
+            judged, mine = self.judged(name), parts["fastbp"].get("us", math.nan)
+            verdicts = [
+                f"{kind} x{ratio:.2f} {'reached' if judged['reached'][kind] else 'MISSED'} {judged['targets'][kind]}"
+                for kind, ratio in judged.get("ratios", {}).items()
+            ]
+            runs = [] if judged.get("in one run", True) else ["not of one run"]
+            yield ", ".join([f"{name}, batch {case.batch}", *verdicts, *runs])
+            for contender, part in parts.items():
+                line = f"{part['us']:10.2f} us {part['us'] / mine:8.2f}" if "us" in part else ""
+                if "ran" in part:
+                    line += f" {part['ran']}, {part.get('us_on_device', math.nan):.2f} us on the device"
+                yield f"  {contender:15} {line} {why(part)}".rstrip()
+        for name in PARTS:
+            part = self[name]
+            if name.startswith("ways") and part:
+                found = [f"{way} {x['us']:.2f} {x['ran']}" for way, x in part.items() if isinstance(x, dict)]
+                yield f"{name}: {', '.join(found)} {why(part)}".rstrip()
+            elif part and why(part) and not name.startswith("bench"):
+                yield f"{name}: {why(part)}"
+
+
+def why(part: Found) -> str:
+    """Why a part has not passed; nothing where it has."""
+    if part.get("passed"):
+        return str(part.get("skipped", ""))
+    if not part:
+        return "not run"
+    errors = [line[:120] for line in part["stderr"] if "Error" in line] or [""]
+    return f"FAILED ({part['status']}) {errors[-1]}".rstrip()
+
+
+def run_parts(names: list[str], file: Path, again: bool, seconds: float) -> bool:
     """Run the parts that have not passed yet, and keep each result; whether all have passed."""
     if reason := next(entry.why_not for entry in fastbp.engines() if entry.name == "cupy"):
         raise NoGPU(f"no GPU to measure: {reason}")
-    kept = json.loads(file.read_text()) if file.exists() and not again else {}
-    end = time.monotonic() + SECONDS
+    run = datetime.datetime.now().isoformat(timespec="seconds")
+    results = Results(file, {"card": card(), "code": fingerprint(), "run": run})
+    if again:
+        results.forget(names)
+    stop = time.monotonic() + seconds
     for name in names:
-        if kept.get(name, {}).get("passed"):
+        part = results[name]
+        if part.get("passed") and "skipped" not in part:
             continue
-        kept[name] = in_process(name, end - time.monotonic(), without)
-        print(f"{name}: {'passed' if kept[name]['passed'] else 'FAILED'}", flush=True)
-        file.write_text(json.dumps(kept, indent=1) + "\n")
-    return all(kept[name]["passed"] for name in names)
+        left, cap = stop - time.monotonic(), CAPS.get(name.split()[0], CAP)
+        if left < LEAST:
+            break
+        result = in_process(name, min(left, cap))
+        if left < cap and isinstance(result["status"], str) and part:  # for want of time, which says less than `part`
+            break
+        results.keep(name, result)
+        print(f"{name}: {why(result) or 'passed'} ({result['seconds']} s)", flush=True)
+    print("", *results.table(), sep="\n", flush=True)
+    missing = [name for name in names if not results[name].get("passed")]
+    print(f"{len(names) - len(missing)} of {len(names)} parts have passed on {card()} with code {fingerprint()}")
+    return not missing
 
 
-def in_process(name: str, seconds: float, without: Sequence[str] = ()) -> dict[str, Any]:
-    """What a part gives, in a process of its own; an error or too long a time is a failure, not the end."""
-    start = time.monotonic()
-    command = [sys.executable, __file__, "--part", name, *(["--without", *without] if without else [])]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=max(seconds, 1))
-        result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"error": done.stderr[-4000:]}
-    except subprocess.TimeoutExpired as expired:
-        printed = (expired.stdout or b"").decode()  # bytes, whatever was asked for
-        *_, last = ["{}", *re.findall(r"^{.*}$", printed, re.MULTILINE)]
-        result = {"error": f"not done after {seconds:.0f} seconds", **json.loads(last)}
-    return {"passed": "error" not in result, **result, "seconds": round(time.monotonic() - start, 1)}
+def card() -> str:
+    import cupy
+
+    return str(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode())
+
+
+def fingerprint() -> str:
+    """Of the code that is measured, and that measures."""
+    digest = hashlib.sha256()
+    patterns = "fastbp/*.py", "kernels/*.py", "kernels/*.cu", "benchmarks/gpu*.py"
+    for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def chosen(names: list[str], without: list[str]) -> list[str]:
+    """The parts that are named, in their order."""
+    for given in names:
+        if not any(part.startswith(given) for part in PARTS):
+            raise ValueError(f"no part begins with {given!r}; there are {', '.join(PARTS)}")
+    return [part for part in PARTS if part.startswith(tuple(names)) and not any(x in part for x in without)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "gpu.json")
+    parser.add_argument("--seconds", type=float, default=480, help="for this call")
     parser.add_argument("--again", action="store_true", help="also what has passed")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--without", nargs="+", default=[], help='contenders to leave out, such as "torch compiled"')
+    parser.add_argument("--parts", nargs="+", default=[""], help="how their names begin")
+    parser.add_argument("--without", nargs="+", default=[], help='what is left out, such as "torch compiled"')
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        given = {"without": options.without} if options.part.startswith("bench") else {}
-        print(json.dumps(PARTS[options.part](**given)))
+        so_far(run_part(options.part))
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which ends the part that runs, too
     try:
-        return 0 if run_parts(options.parts, options.json, options.again, options.without) else 1
-    except NoGPU as error:
+        names = chosen(options.parts, options.without)
+        return 0 if run_parts(names, options.json, options.again, options.seconds) else 1
+    except (NoGPU, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
 
