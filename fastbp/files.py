@@ -185,6 +185,8 @@ def _describe_value(value: Any) -> Any:
         raise TypeError(f"a file cannot hold the function {value!r}; a fastbp.Schedule it can")
     if isinstance(value, list | tuple):
         return [_describe_value(item) for item in value]
+    if isinstance(value, Mapping):  # as pairs, because JSON turns a key that is a number, such as a label, into text
+        return {"dict": _describe_value(list(value.items()))}
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
@@ -283,6 +285,10 @@ def _make(description: dict[str, Any] | None, custom: Mapping[str, type[Part]]) 
 def _make_value(value: Any, custom: Mapping[str, type[Part]]) -> Any:
     if isinstance(value, dict) and value.keys() >= {"type", "config"}:
         return _make(value, custom)
+    if isinstance(value, dict) and value.keys() == {"dict"}:
+        return {_make_value(key, custom): _make_value(item, custom) for key, item in value["dict"]}
+    if isinstance(value, dict):  # not by pairs: what was a number is a text here
+        return {int(key) if key.lstrip("-").isdecimal() else key: item for key, item in value.items()}
     return tuple(_make_value(item, custom) for item in value) if isinstance(value, list) else value
 
 

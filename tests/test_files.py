@@ -76,6 +76,20 @@ def test_models_without_loss_or_optimizer(engine, path):
     np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
 
 
+@pytest.mark.parametrize("kind", [fastbp.SoftmaxCrossEntropy, fastbp.CategoricalCrossEntropy])
+def test_class_weights_by_label(kind, path):
+    layers = [fastbp.Dense(4, 3), fastbp.Softmax()]
+    model = fastbp.Sequential(layers, loss=kind({0: 5.0, 2: 0.5}), optimizer=fastbp.SGD(0.1), seed=0)
+    model.fit(X, Y, epochs=1, checkpoint=path)
+    loaded = fastbp.load(path)
+    assert loaded.loss.class_weight == {0: 5.0, 2: 0.5}
+    assert state_of(loaded.fit(X, Y)) == state_of(model.fit(X, Y))
+    model.fit(X, Y, epochs=2, checkpoint=path, resume=True)
+    about = json.loads(header_of(path)["__metadata__"]["fastbp"])
+    rewrite(path, about | {"loss": {"type": kind.__name__, "config": {"class_weight": {"0": 5.0}}}})
+    assert fastbp.load(path).loss.class_weight == {0: 5.0}  # whose labels JSON turned into text
+
+
 def test_parts_of_ones_own(engine, path):
     class Doubled(fastbp.MeanSquaredError):
         pass
