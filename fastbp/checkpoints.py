@@ -125,8 +125,10 @@ def _take_over(here: Part, there: Part) -> None:
         for name, setting in vars(kind).items():
             if isinstance(setting, Setting) and name != "schedule":
                 setattr(here, name, getattr(there, name))
-    if isinstance(here, Layer) and isinstance(there, Layer) and here.trainable != there.trainable:
-        here.trainable = there.trainable
+    if isinstance(here, Layer) and isinstance(there, Layer):
+        if here.trainable != there.trainable:
+            here.trainable = there.trainable
+        here.training = there.training
     if isinstance(here, Optimizer) and isinstance(there, Optimizer):
         here.lr = there.lr
     for name in here.arrays():

@@ -16,6 +16,7 @@ import numpy as np
 
 import fastbp
 
+from .boundary import as_flag
 from .kernels.engine import Engine
 from .layers import Layer
 from .model import Sequential
@@ -27,6 +28,7 @@ __all__ = ["load", "read_metadata", "save"]
 
 FORMAT = 1
 SMALL = 1 << 16  # what layers may be larger than their parameters, as an embedding of few columns of many is
+SWITCHES = {"trainable": "_trainable", "training": "training"}  # of layers, and where these keep them
 _INSTALL = "model files need safetensors: pip install 'fastbp[files]'"
 
 
@@ -173,8 +175,14 @@ def _describe_part(part: Part | None) -> dict[str, Any] | None:
     if part is None:
         return None
     config = {name: _describe_value(value) for name, value in part.config().items()}
-    frozen = {"trainable": False} if isinstance(part, Layer) and not part.trainable else {}
-    return {"type": type(part).__name__, "config": config, **frozen}
+    return {"type": type(part).__name__, "config": config, **_switched_off(part)}
+
+
+def _switched_off(part: Part) -> dict[str, Any]:
+    """What is switched off in a layer: False where it is so in those inside too, otherwise how it is in each."""
+    layers = [layer for _, layer in part.walk()] if isinstance(part, Layer) else []
+    switches = {name: [getattr(layer, name) for layer in layers] for name in SWITCHES}
+    return {name: on if any(on) else False for name, on in switches.items() if not all(on)}
 
 
 def _describe_value(value: Any) -> Any:
@@ -277,8 +285,10 @@ def _make(description: dict[str, Any] | None, custom: Mapping[str, type[Part]]) 
         name = short(name)
         raise ValueError(f"the file names {name}, which fastbp does not have; pass custom={{{name}: the class}}")
     part: Any = kind(**{key: _make_value(value, custom) for key, value in description["config"].items()})
-    if not description.get("trainable", True):
-        part.trainable = False
+    for name in SWITCHES.keys() & description.keys():
+        layers, on = [layer for _, layer in part.walk()], description[name]
+        for layer, flag in zip(layers, on if isinstance(on, list) else len(layers) * [on], strict=True):
+            layer.__dict__[SWITCHES[name]] = as_flag(flag, name)
     return part
 
 

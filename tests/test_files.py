@@ -90,6 +90,42 @@ def test_class_weights_by_label(kind, path):
     assert fastbp.load(path).loss.class_weight == {0: 5.0}  # whose labels JSON turned into text
 
 
+class Pair(fastbp.Residual):
+    """A layer that makes the layers inside it itself."""
+
+    def __init__(self, size):
+        super().__init__([fastbp.Dense(size, size), fastbp.Dropout(0.3)])
+
+    def config(self):
+        return {"size": self.features}
+
+
+@pytest.mark.parametrize("switch", ["trainable", "training"])
+@pytest.mark.parametrize("on", [(False, False), (False, True), (True, False)], ids=str)
+@pytest.mark.parametrize("block", [Pair, lambda size: fastbp.Residual([fastbp.Dense(size, size), fastbp.Dropout(0.3)])])
+def test_what_is_switched_off_in_a_layer_stays_so(engine, switch, on, block, path):
+    def made():
+        model = small_model(engine)
+        model.layers = (fastbp.BatchNorm(4), block(4), *model.layers)
+        return model
+
+    def switches(model):
+        return [(layer.trainable, layer.training) for layer in model.walk()]
+
+    model = made()
+    setattr(model.layers[0], switch, False)
+    setattr(model.layers[1], switch, on[0])
+    setattr(model.layers[1].layers[0], switch, on[1])
+    model.fit(X, Y, epochs=1, checkpoint=path)
+    loaded = fastbp.load(path, engine=engine, custom={"Pair": Pair})
+    assert switches(loaded) == switches(model)
+    resumed = made().fit(X, Y, epochs=2, checkpoint=path, resume=True)
+    assert switches(resumed) == switches(model)
+    for each in (model, loaded):
+        each.fit(X, Y, epochs=1)
+        assert state_of(each) == state_of(resumed)
+
+
 def test_parts_of_ones_own(engine, path):
     class Doubled(fastbp.MeanSquaredError):
         pass
