@@ -94,7 +94,7 @@ class Checkpoints:
         with self._model.turns:
             for here, there in zip(_parts(self._model), _parts(then), strict=True):
                 _take_over(here, there)
-        self._model.history = then.history
+        self._model.history, self._model.batches = then.history, then.batches
         self._model.set_random_state(about["random"])
         schedule_of(self._model).resume(about["schedule"])
         for place, (callback, progress) in enumerate(zip(self._callbacks, told, strict=True)):

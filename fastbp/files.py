@@ -16,7 +16,7 @@ import numpy as np
 
 import fastbp
 
-from .boundary import as_flag
+from .boundary import as_count, as_flag
 from .kernels.engine import Engine
 from .layers import Layer
 from .model import Sequential
@@ -151,6 +151,7 @@ def _describe(model: Sequential) -> tuple[dict[str, Any], dict[str, Any]]:
         "schedule": schedule_of(model).progress(),
         "history": {name: list(values) for name, values in model.history.items()},
         "random": model.random_state(),
+        "batches": model.batches,
     }
     if model.chooses_engine:
         about["engine"] = AUTO
@@ -262,6 +263,7 @@ def rebuild(
     schedule_of(model).resume(about["schedule"])
     model.history = {str(name): [float(x) for x in values] for name, values in about["history"].items()}
     model.set_random_state(about["random"])
+    model.batches = None if about.get("batches") is None else as_count(about["batches"], "batches")
     return model
 
 

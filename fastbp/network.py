@@ -37,6 +37,9 @@ TAPES = 32  # how many recordings a model keeps
 class Network:
     """The owner of layers, a loss and an optimizer; `Sequential` says what it does with them."""
 
+    #: How many the last epoch through batches that came one by one had, which the next one's schedule wants to know.
+    batches: int | None = None
+
     def __init__(
         self,
         layers: Sequence[Layer],

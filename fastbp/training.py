@@ -58,7 +58,6 @@ class Trainer:
         self._accumulate, self._watched = accumulate, watched
         self._bound = contextlib.ExitStack()
         self._memory: Memory | None = None  # that `_run` looks after
-        self._updates: int | None = None  # of the last epoch through batches
         self._data: Data | None = None  # of which `_tables` are
         self._whole: Data | None = None  # to train on
         self._engine: Engine | None = None  # whose tables these are
@@ -128,16 +127,18 @@ class Trainer:
         ----------
         batches : iterable of Data
         count : int, optional
-            How many there are, which a schedule wants to know; by default as many as the last time.
+            How many there are, which a schedule wants to know; by default as many as this model was given last.
         """
         self._model.memory.start_epoch()
-        expected = self._updates if count is None else -(-count // self._accumulate)
-        updates = waiting = 0
+        count = self._model.batches if count is None else count
+        expected = None if count is None else -(-count // self._accumulate)
+        given = updates = waiting = 0
 
         def start() -> float:
             return self._epochs + (min(updates / expected, 1) if expected else 0)
 
         for data in batches:
+            given += 1
             waiting += 1
             self._model.memory.cursor[...] = 0
             plan = [("step" if self._accumulate == 1 else "gradients", len(data.X), 1)]
@@ -151,7 +152,7 @@ class Trainer:
             self._replays = self._prepare(data, [("update", 0, 1)])
             self._replay(start())
             updates += 1
-        self._updates = updates
+        self._model.batches = given
         return self._end()
 
     @property

@@ -68,6 +68,24 @@ def test_training_goes_on_to_the_same_bits(engine, every, after, tmp_path):
     assert resumed.optimizer.weight_decay == whole.optimizer.weight_decay
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_schedule_goes_on_where_the_number_of_batches_is_unknown(engine, accumulate, tmp_path):
+    def fit(model, epochs, **options):
+        def batches():
+            return ((X[start : start + 9], Y[start : start + 9]) for start in range(0, len(X), 9))
+
+        return model.fit(batches, epochs=epochs, accumulate=accumulate, **options)
+
+    def made():
+        return small_model(engine, optimizer=fastbp.SGD(0.5, schedule=fastbp.CosineAnnealingLR(4)))
+
+    path = tmp_path / "checkpoint"
+    whole, half = fit(made(), 4), fit(made(), 2, checkpoint=path)
+    loaded = fastbp.load(path, engine=engine)
+    for each in (fit(made(), 4, checkpoint=path, resume=True), fit(half, 2), fit(loaded, 2)):
+        assert state_of(each) == state_of(whole)
+
+
 def test_early_stopping_goes_on_where_it_was(engine, tmp_path):
     whole = train(model_with_everything(engine), None, patience=2, epochs=200)
     epochs = len(whole.history["loss"])
