@@ -104,7 +104,7 @@ class Part:
         if arrays and engine is not self.engine:
             arrays = {name: self.engine.asnumpy(x) for name, x in arrays.items()}
         if arrays:
-            self.__dict__ |= {"engine": engine, **{name: engine.asarray(x) for name, x in arrays.items()}}
+            self.__dict__ |= {"engine": engine, **{name: _writeable(engine, x) for name, x in arrays.items()}}
 
     @classmethod
     def stored(cls) -> tuple[str, ...]:
@@ -127,7 +127,13 @@ class Part:
         if engine := state.get("engine"):  # which an optimizer that has not been used lacks
             for name in {*self.arrays(), *self.stored()} & state.keys():
                 if isinstance(state[name], np.ndarray):
-                    self.__dict__[name] = engine.asarray(state[name])
+                    self.__dict__[name] = _writeable(engine, state[name])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.config().items())})"
+
+
+def _writeable(engine: Engine, array: Any) -> Any:
+    """An array in an engine's memory; a copy of one that is read-only, because compiled ops would write to it."""
+    array = engine.asarray(array)
+    return array.copy() if isinstance(array, np.ndarray) and not array.flags.writeable else array

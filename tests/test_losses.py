@@ -291,3 +291,35 @@ def test_arrays_of_a_loss_go_where_its_model_computes(engine, rng, how):
     other = model(made.loss, "numpy")
     other.train_on_batch(X, y)
     assert_allclose(other.layers[0].weights, 1 - 0.1 * slopes, rtol=1e-12)
+
+
+class Counting(fastbp.MeanSquaredError):
+    """Adds up, in an array of its own, what it has seen."""
+
+    state = ("seen",)
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.seen = self.engine.zeros((2,), np.float64)
+
+    def gradient(self, outputs, targets, weights, total):
+        return super().gradient(outputs, targets, weights, self.seen)
+
+
+@pytest.mark.parametrize("how", ["given", "loaded"])
+def test_read_only_arrays_of_a_loss_are_copied(cpu_engine, rng, how):
+    X, y = rng.standard_normal((6, 4)), rng.standard_normal((6, 3))
+    loss = Counting(engine=cpu_engine)
+    kept = loss.seen
+    kept.flags.writeable = False
+    if how == "loaded":  # as what joblib maps is
+        buffers = []
+        pickled = pickle.dumps(loss, protocol=5, buffer_callback=buffers.append)
+        kept = np.frombuffer(bytes(buffers[0]))
+        loss = pickle.loads(pickled, buffers=[kept])
+        loss.forward(X[:, :3], y)
+        assert loss.seen[1] == y.size
+    model = fastbp.Sequential([fastbp.Dense(4, 3)], loss=loss, optimizer=fastbp.SGD(0.1), engine=cpu_engine, seed=0)
+    before = loss.seen.copy()
+    model.train_on_batch(X, y)
+    assert (loss.seen - before)[1] == y.size and not kept.any()
