@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import shutil
@@ -51,6 +52,9 @@ def save(model: Sequential, path: str | Path, metadata: dict[str, Any] | None = 
     ------
     OSError
         Where `path` cannot be written, or is no file but a directory or a device.
+    TypeError
+        Where the model has what a file cannot hold: a schedule that is a function, or a layer, loss or optimizer of
+        one's own whose `config` does not return what makes it again.
     """
     if not isinstance(metadata, dict | None):
         raise TypeError(f"metadata must be a dict, got {short(metadata)}")
@@ -175,8 +179,31 @@ def _layers_of(model: Sequential) -> Iterator[tuple[str, Layer]]:
 def _describe_part(part: Part | None) -> dict[str, Any] | None:
     if part is None:
         return None
+    _check_config(part)
     config = {name: _describe_value(value) for name, value in part.config().items()}
     return {"type": type(part).__name__, "config": config, **_switched_off(part)}
+
+
+def _check_config(part: Part) -> None:
+    """Raise TypeError where what `config` gives would not make this part again."""
+    name, config = type(part).__name__, part.config()
+    try:
+        constructor = inspect.signature(type(part))
+    except Exception:  # whatever its annotations raise, which Python 3.14 evaluates here
+        return
+    must = (
+        f"a file cannot hold this {name}: {name}.config must return all arguments that __init__ needs to make it again"
+    )
+    try:
+        constructor.bind(**config)
+    except TypeError as error:
+        raise TypeError(f"{must}, got {', '.join(config)}: {error}") from None
+    kept_otherwise = {"engine", "init", *config, *SWITCHES}  # weights that are stored need no `init`
+    held = {name: value for name, value in part.settings().items() if name not in kept_otherwise}
+    defaults = {name: each.default for name, each in constructor.parameters.items() if each.default is not each.empty}
+    for name in held.keys() & defaults.keys():
+        if held[name] is not defaults[name] and not np.array_equal(held[name], defaults[name]):
+            raise TypeError(f"{must}, and lacks {name}={short(held[name])}")
 
 
 def _switched_off(part: Part) -> dict[str, Any]:

@@ -22,6 +22,9 @@ class Loss(Part):
     A subclass computes with ops alone, in `gradient`; the same method serves for a call at once and for a recording. If
     it has arrays of its own, which `state` names, these lie where that model computes to which it was given last.
 
+    `config` returns the arguments of the constructor, for files: `reduction`, and what a subclass adds to
+    ``super().config()``.
+
     Parameters
     ----------
     reduction : {"mean", "sum", "none"}, default "mean"

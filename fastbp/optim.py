@@ -43,6 +43,8 @@ class Optimizer(Part):
 
     A step clips the gradients, adds the penalties to those of the weights, and then advances the parameters. A
     subclass computes with ops alone, in `advance`, and names in `moments` the arrays that it keeps for each parameter.
+    `config` returns the arguments of the constructor, for files: those below, and what a subclass adds to
+    ``super().config()``.
 
     Parameters
     ----------

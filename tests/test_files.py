@@ -126,6 +126,47 @@ def test_what_is_switched_off_in_a_layer_stays_so(engine, switch, on, block, pat
         assert state_of(each) == state_of(resumed)
 
 
+class Share(fastbp.MeanSquaredError):
+    def __init__(self, share=0.5, **options):
+        super().__init__(**options)
+        self.share = share
+
+
+class Renamed(fastbp.Dense):
+    def __init__(self, rows, columns, **options):
+        super().__init__(rows, columns, **options)
+
+
+class Warm(fastbp.Schedule):
+    def __init__(self, by=2):
+        self.by = by
+
+    def __call__(self, epochs, lr):
+        return lr * self.by**-epochs
+
+
+@pytest.mark.parametrize(
+    ("parts", "lacks"),
+    [
+        ({"loss": Share(0.9)}, r"this Share: Share.config must return all arguments .*, and lacks share=0.9"),
+        ({"layers": [Renamed(4, 1)]}, r"this Renamed: Renamed.config .*, got inputs, neurons: missing .* 'rows'"),
+        ({"optimizer": fastbp.SGD(0.1, schedule=Warm(3))}, r"this Warm: Warm.config .*, and lacks by=3"),
+    ],
+    ids=["loss", "layer", "schedule"],
+)
+def test_a_part_that_could_not_be_made_again_is_refused(parts, lacks, path):
+    standard = {"layers": [fastbp.Dense(4, 1)], "loss": Share(), "optimizer": fastbp.SGD(0.1, schedule=Warm())}
+    model = fastbp.Sequential(**copy.deepcopy(standard | parts))
+    with pytest.raises(TypeError, match=lacks):
+        model.save(path)
+    with pytest.raises(TypeError, match=lacks):
+        model.fit(X, Y[:, None], checkpoint=path)
+    assert not path.exists() and not model.history
+    fastbp.Sequential(**standard).save(path)
+    custom = {"Share": Share, "Warm": Warm}
+    assert repr(fastbp.load(path, custom=custom)) == repr(fastbp.Sequential(**copy.deepcopy(standard)))
+
+
 def test_parts_of_ones_own(engine, path):
     class Doubled(fastbp.MeanSquaredError):
         pass
