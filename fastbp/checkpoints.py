@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .callbacks import Callback
-from .files import describe, explained, read, rebuild, schedule_of, write
+from .files import describe, describe_value, explained, read, rebuild, schedule_of, write
 from .kernels.engine import Engine
 from .layers import Layer
 from .optim import Optimizer
@@ -68,7 +68,8 @@ class Checkpoints:
         Notes
         -----
         What callbacks did to settings, and which layers they froze, comes back; the layers themselves, the kinds of
-        loss and optimizer and the schedule must be those of the model as it was made.
+        loss and optimizer, what their constructors take besides settings, and the schedule must be those of the model
+        as it was made.
         """
         if not self._path.exists():
             return 0, False
@@ -84,7 +85,7 @@ class Checkpoints:
             engine, done, over, told = self._engine(fit), int(fit["done"]), bool(fit["over"]), list(fit["callbacks"])
             then = rebuild(about, tensors, engine, kinds)
         for here, there in itertools.zip_longest(_parts(self._model), _parts(then)):
-            if type(here) is not type(there) or (isinstance(here, Layer) and _shapes(here) != _shapes(there)):
+            if type(here) is not type(there) or _made_of(here) != _made_of(there):
                 raise ValueError(f"{self._path} is a checkpoint of another model: it has {there!r}, this one {here!r}")
         if then.dtype != self._model.dtype:
             raise ValueError(
@@ -115,8 +116,20 @@ def _parts(model: Sequential) -> list[Part]:
     return [part for part in (*model.walk(), model.loss, model.optimizer) if part is not None]
 
 
-def _shapes(part: Part) -> list[tuple[int, ...]]:
-    return [part.__dict__[name].shape for name in part.arrays()]
+def _made_of(part: Any) -> Any:
+    """What a part, or an argument of its constructor, is in each run: all but settings, which may change."""
+    if isinstance(part, list | tuple):
+        return [_made_of(item) for item in part]
+    if not isinstance(part, Part):
+        return describe_value(part)
+    config = {
+        name: _made_of(value)
+        for name, value in part.config().items()
+        if name not in ("init", "lr", "schedule") and not isinstance(getattr(type(part), name, None), Setting)
+    }
+    arrays = () if isinstance(part, Optimizer) else part.arrays()  # an optimizer's depend on what is frozen
+    shapes = [getattr(part.__dict__.get(name), "shape", None) for name in arrays]
+    return type(part).__name__, config, shapes
 
 
 def _take_over(here: Part, there: Part) -> None:

@@ -180,7 +180,7 @@ def _describe_part(part: Part | None) -> dict[str, Any] | None:
     if part is None:
         return None
     _check_config(part)
-    config = {name: _describe_value(value) for name, value in part.config().items()}
+    config = {name: describe_value(value) for name, value in part.config().items()}
     return {"type": type(part).__name__, "config": config, **_switched_off(part)}
 
 
@@ -213,16 +213,16 @@ def _switched_off(part: Part) -> dict[str, Any]:
     return {name: on if any(on) else False for name, on in switches.items() if not all(on)}
 
 
-def _describe_value(value: Any) -> Any:
+def describe_value(value: Any) -> Any:
     """A constructor's argument as what JSON holds; it may be a part itself, or hold some."""
     if isinstance(value, Part):
         return _describe_part(value)
     if callable(value):
         raise TypeError(f"a file cannot hold the function {value!r}; a fastbp.Schedule it can")
     if isinstance(value, list | tuple):
-        return [_describe_value(item) for item in value]
+        return [describe_value(item) for item in value]
     if isinstance(value, Mapping):  # as pairs, because JSON turns a key that is a number, such as a label, into text
-        return {"dict": _describe_value(list(value.items()))}
+        return {"dict": describe_value(list(value.items()))}
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 

@@ -131,6 +131,45 @@ def test_a_checkpoint_of_another_model_changes_nothing(engine, tmp_path):
     assert state_of(other) == before
 
 
+class Share(fastbp.MeanSquaredError):
+    def __init__(self, share, **options):
+        super().__init__(**options)
+        self.share = share
+
+    def config(self):
+        return super().config() | {"share": self.share}
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [
+            lambda: {"layers": [fastbp.Residual([fastbp.Dense(4, 4), fastbp.ReLU()]), fastbp.Dense(4, 1)]},
+            lambda: {"layers": [fastbp.Residual([fastbp.Dense(4, 4)]), fastbp.ReLU(), fastbp.Dense(4, 1)]},
+        ],
+        [
+            lambda column=column: {"layers": [fastbp.Embedding(4, column, 4, 1), fastbp.Dense(4, 1)]}
+            for column in (0, 1)
+        ],
+        [lambda share=share: {"layers": [fastbp.Dense(4, 1)], "loss": Share(share)} for share in (0.5, 0.9)],
+    ],
+    ids=["nesting", "columns", "loss"],
+)
+def test_a_checkpoint_of_a_model_of_the_same_shapes_changes_nothing(engine, kinds, tmp_path):
+    def made(kind):
+        parts = {"loss": fastbp.MeanSquaredError(), "optimizer": fastbp.Adam(0.01), "engine": engine, "seed": 0}
+        return fastbp.Sequential(**(parts | kind()))
+
+    path, data = tmp_path / "checkpoint", (abs(X).round().clip(0, 3), X[:, :1])
+    made(kinds[0]).fit(*data, epochs=1, checkpoint=path)
+    other = made(kinds[1])
+    before = state_of(other)
+    with pytest.raises(ValueError, match=r"is a checkpoint of another model: it has .*, this one"):
+        other.fit(*data, epochs=2, checkpoint=path, resume=True)
+    assert state_of(other) == before
+    assert len(made(kinds[0]).fit(*data, epochs=2, checkpoint=path, resume=True).history["loss"]) == 2
+
+
 def test_a_checkpoint_of_another_dtype_changes_nothing(engine, tmp_path):
     path = tmp_path / "checkpoint"
     train(small_model(engine, dtype="float32"), path, epochs=1)
