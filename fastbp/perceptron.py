@@ -254,7 +254,8 @@ class Perceptron(BaseEstimator):
         if not (goes_on and model.optimizer is not None) and not (model.optimizer is None and self.solver == "lbfgs"):
             model.optimizer = optimizer_of(self)
             if model.optimizer is not None:
-                self._optimizer = Rate(model.optimizer, self.learning_rate, self.power_t)
+                kind = self.learning_rate if self.solver == "sgd" else "constant"
+                self._optimizer = Rate(model.optimizer, kind, self.power_t)
             self._expose(model)
         return model
 

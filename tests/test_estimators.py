@@ -57,6 +57,8 @@ SETTINGS = {
     "no momentum": {"solver": "sgd", "momentum": 0.0, "batch_size": 7},
     "invscaling": {"solver": "sgd", "learning_rate": "invscaling", "learning_rate_init": 0.1},
     "adaptive": {"solver": "sgd", "learning_rate": "adaptive", "tol": 0.1, "n_iter_no_change": 2, "max_iter": 30},
+    "invscaling adam": {"learning_rate": "invscaling"},
+    "adaptive adam": {"learning_rate": "adaptive", "tol": 0.1, "n_iter_no_change": 2, "max_iter": 30},
     "lbfgs": {"solver": "lbfgs"},
     "alpha": {"alpha": 3.0, "hidden_layer_sizes": (9, 5)},
     "unshuffled": {"shuffle": False, "batch_size": 40},
