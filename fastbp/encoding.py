@@ -201,6 +201,9 @@ def prepare(columns: Columns, task: str | None, test_size: float, seed: int) -> 
     """
     notes = []
     name, values = next(reversed(columns.items()))
+    for column, x in columns.items():  # before rows are left out, so that what is refused is named by the table's row
+        if x.dtype.kind in "iuf" or (column == name and task == "regression"):
+            _numbers(column, x)
     there = np.array([x is not None for x in values]) if values.dtype == object else values == values
     if not there.all():
         notes.append(f"{np.sum(~there)} of {len(there)} rows are left out: they have no {name!r}")

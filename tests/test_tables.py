@@ -46,6 +46,16 @@ def test_an_infinite_number_is_refused_by_column_and_row(bad):
         Number.of("a", np.array([1.0, bad]))
 
 
+@pytest.mark.parametrize("column", ["a", "y"])
+@pytest.mark.parametrize("place", [0, 49, 99])
+def test_a_row_is_counted_in_the_whole_table(column, place):
+    columns = {"a": np.arange(100.0), "y": np.arange(100.0)}
+    columns["y"][10:20] = np.nan  # these rows are left out
+    columns[column][place] = np.inf
+    with pytest.raises(ValueError, match=f"column '{column}' must hold finite numbers, got inf in row {place + 1}$"):
+        prepare(columns, None, 0.2, seed=0)
+
+
 def test_a_text_among_numbers_is_refused_by_column():
     with pytest.raises(ValueError, match=r"'a' must hold numbers.*many"):
         Number("a", 0, 1).encode(texts("1.5", "many"))
