@@ -199,10 +199,10 @@ class MLPClassifier(ClassifierMixin, Perceptron):
             raise ValueError("classes must be passed on the first call to partial_fit.")
         if classes is not None and known is not None and not np.array_equal(known, unique_labels(classes)):
             raise ValueError(f"`classes={classes!r}` is not the same as on last call to partial_fit, was: {known!r}")
-        if known is None:
-            self._multilabel = type_of_target(y).startswith("multilabel")
-            self.classes_ = unique_labels(classes)
-        return self._fit(X, y, sample_weight, incremental=True)
+        if known is not None:
+            return self._fit(X, y, sample_weight, incremental=True)
+        labels = {"classes_": unique_labels(classes), "_multilabel": type_of_target(y).startswith("multilabel")}
+        return self._fit(X, y, sample_weight, incremental=True, **labels)
 
     def predict_proba(self, X: Any) -> Array:
         """Probabilities, shape (rows, classes); those of several labels stand alone, and add up to anything.

@@ -59,6 +59,12 @@ def _warm_start(value: Any, name: str) -> Any:
     return value if isinstance(value, str) and value == "optimizer" else as_flag(value, name)
 
 
+def _scoring(value: Any, name: str) -> Any:
+    if not (value is None or isinstance(value, str) or callable(value)):  # several scores are none to judge by
+        raise TypeError(f"{name} must be a name or a function of an estimator, X and y, got {value!r}")
+    return value if value is None else check_scoring(scoring=value)
+
+
 CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "activation": partial(as_choice, choices=tuple(ACTIVATIONS)),
     "solver": partial(as_choice, choices=("lbfgs", *STOCHASTIC)),
@@ -81,6 +87,7 @@ CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "n_iter_no_change": _epochs,
     "max_fun": as_count,
     "loss": partial(as_choice, choices=("squared_error", "poisson")),
+    "scoring": _scoring,
     "precision": _optional(lambda value, name: as_float_type(value)),
     "dropout": partial(as_number, below=1),
     "label_smoothing": partial(as_number, below=1),
@@ -157,9 +164,10 @@ class Perceptron(BaseEstimator):
         """
         return self._fit(X, y, sample_weight, validation_data=validation_data)
 
-    def _fit(
-        self, X: Any, y: Any, sample_weight: Any, *, incremental: bool = False, validation_data: Any = None
-    ) -> Self:
+    def _prepared(
+        self, X: Any, y: Any, sample_weight: Any, incremental: bool, validation_data: Any
+    ) -> tuple[Sequential, Data, Callable[[], float] | None]:
+        """All that training needs, checked: the model, its data, and the score for early stopping."""
         hidden = self._checked_parameters()
         if incremental and self.early_stopping:
             raise ValueError("partial_fit does not support early_stopping=True")
@@ -176,21 +184,35 @@ class Perceptron(BaseEstimator):
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X).astype(np.float64)
         targets = self._targets(y, define=first and not incremental, subset=incremental)
         weights = self._weigh_classes(y, weights, incremental)
-        held_out = None if validation_data is None else self._samples(*as_samples(validation_data, "validation_data"))
+        held_out = None if validation_data is None else self._held_out(validation_data, y)
         if first or not incremental or not isinstance(self.random_state, int):
             self._random_state = check_random_state(self.random_state)
         if first:
             self._start([X.shape[1], *hidden, targets.shape[1] if targets.ndim > 1 else len(self.classes_)], X.dtype)
-        model = self._trainable(hidden, goes_on=incremental or (not first and self.warm_start == "optimizer"))
-        X = in_rows(X)
-        data, score = Data(X, targets, weights), None
+        data, score = Data(in_rows(X), targets, weights), None
         if self.early_stopping and self.solver in STOCHASTIC:
             if held_out is None:
                 data, held_out = self._split(data, y)
             score = partial(self._score_of, *held_out)
+        model = self._trainable(hidden, goes_on=incremental or (not first and self.warm_start == "optimizer"))
         if model.chooses_engine:
             settle_engine(self, model, data, once=incremental)
             self._expose(model)
+        return model, data, score
+
+    def _fit(
+        self, X: Any, y: Any, sample_weight: Any, *, incremental: bool = False, validation_data: Any = None,
+        **known: Any,
+    ) -> Self:  # fmt: skip
+        """Train, with what is `known` of the labels before."""
+        before = self.__dict__.copy()
+        try:
+            self.__dict__ |= known
+            model, data, score = self._prepared(X, y, sample_weight, incremental, validation_data)
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__ |= before
+            raise
         try:
             constants = self._constants(data.y)
             if self.solver in STOCHASTIC:
@@ -300,13 +322,23 @@ class Perceptron(BaseEstimator):
         if "_model" in self.__dict__:
             self._expose(self._model)
 
-    def _samples(self, X: Any, y: Any, weights: Any) -> tuple[Any, Array, Array | None]:
-        """Data held out by the user, checked against what was fitted."""
-        unmasked(X=X, y=y)
-        X, y = validate_data(
-            self, X, y, accept_sparse=["csr", "csc"], multi_output=True, y_numeric=not is_classifier(self), reset=False
-        )
-        return in_rows(X), y, None if weights is None else _check_sample_weight(weights, X)
+    def _held_out(self, validation_data: Any, fitted: Array) -> tuple[Any, Array, Array | None]:
+        """(X, y, weights) held out by the user, checked against what was fitted."""
+        X, y, weights = as_samples(validation_data, "validation_data")
+        try:
+            unmasked(X=X, y=y)
+            X, y = validate_data(
+                self, X, y, accept_sparse=["csr", "csc"], multi_output=True, y_numeric=not is_classifier(self),
+                reset=False,
+            )  # fmt: skip
+            y = column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
+            if y.shape[1:] != fitted.shape[1:]:
+                raise ValueError(f"y must have shape {('rows', *fitted.shape[1:])}, got {y.shape}")
+            if y.ndim == 1 and isinstance(y[0], str) != isinstance(fitted[0], str):
+                raise ValueError(f"y must hold labels such as {fitted.tolist()[0]!r}, got {y.tolist()[0]!r}")
+            return in_rows(X), y, None if weights is None else _check_sample_weight(weights, X)
+        except ValueError as error:
+            raise ValueError(f"validation_data: {error}") from error
 
     def _split(self, data: Data, y: Array) -> tuple[Data, tuple[Any, Array, Array | None]]:
         """What to train on, and (X, y, weights) to score."""

@@ -357,7 +357,15 @@ def test_weights_that_overflow_raise():
         ({"engine": "abacus"}, {}, "engine must be one of .*, got 'abacus'"),
         ({}, {"validation_data": (X, Y)}, "validation_data needs early_stopping=True"),
         ({"early_stopping": True}, {"validation_data": X}, r"validation_data must be \(X, y\)"),
-        ({"early_stopping": True}, {"validation_data": (X[:, :2], Y)}, "X has 2 features, but .* expecting 4"),
+        (
+            {"early_stopping": True},
+            {"validation_data": (X[:, :2], Y)},
+            "^validation_data: X has 2 features, but .* expecting 4",
+        ),
+        ({"early_stopping": True}, {"validation_data": (X, np.stack([Y, Y], 1))}, "^validation_data: y must "),
+        ({"scoring": "nope"}, {}, "'scoring' parameter .*Got 'nope'"),
+        ({"scoring": sklearn.metrics.accuracy_score}, {}, "scoring value .* a metric"),
+        ({"scoring": ["accuracy", "r2"]}, {}, r"scoring must be a name or a function .*, got \['accuracy', 'r2'\]"),
     ],
 )
 @BOTH
@@ -367,6 +375,30 @@ def test_what_cannot_be_is_refused(kind, options, fits, message):
     with pytest.raises(ValueError, match=message):
         model.set_params(**options).fit(X, target(kind), **fits)
     np.testing.assert_array_equal(model.set_params(activation="relu", engine=None, dropout=0).predict(X), before)
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "fits", "message"),
+    [
+        ("abc", {}, {"validation_data": (X[:, :2], Y)}, "validation_data: X has 2 features"),
+        ("abc", {}, {"validation_data": (X, Y)}, "validation_data: y must hold labels such as 'a', got 0"),
+        ("abc", {"validation_fraction": 0.001}, {}, "validation set is too small"),
+        ((0, 1, 2), {"validation_fraction": 0.001, "warm_start": True}, {}, "validation set is too small"),
+    ],
+)
+def test_a_fit_that_is_refused_changes_nothing(labels, options, fits, message):
+    model = MLPClassifier(early_stopping=True, max_iter=2, random_state=0).fit(X, Y)
+    other = copy.deepcopy(model)
+    with pytest.raises(ValueError, match=message):
+        model.set_params(**options).fit(X, np.array(list(labels))[Y], **fits)
+    assert model.classes_.tolist() == [0, 1, 2]
+    for each in (model, other):
+        each.set_params(warm_start="optimizer", validation_fraction=0.1).fit(X, Y)
+    np.testing.assert_array_equal(model.predict_proba(X), other.predict_proba(X))
+    new = MLPClassifier()
+    with pytest.raises(ValueError, match="classes not in"):
+        new.partial_fit(X, Y, classes=[0, 1])
+    assert new.partial_fit(X, Y, classes=[0, 1, 2]).n_outputs_ == 3
 
 
 @pytest.mark.parametrize(
