@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
@@ -237,10 +238,12 @@ class Sequential(Network):
                         trainer.shuffle()
                     mean = trainer.epoch()
                 figures = {"loss": mean}
-                if source.held_out is not None:
-                    scores = self._scores(source.held_out, functions, weighted=source.held_out_is_weighted)
-                    figures |= {f"val_{name}": value for name, value in scores.items()}
-                self.note(figures)
+                try:
+                    if source.held_out is not None:
+                        scores = self._scores(source.held_out, functions, weighted=source.held_out_is_weighted)
+                        figures |= {f"val_{name}": value for name, value in scores.items()}
+                finally:  # the epoch has trained, also where a metric fails
+                    self.note(figures)
                 progress.step(figures)
                 _needed("optimizer", self.optimizer).observe(figures)
                 over = tell(listeners, self, figures)
@@ -543,7 +546,7 @@ class Sequential(Network):
             right = (predicted == true).reshape(len(true), -1).all(axis=1) & ~np.isnan(outputs).any(axis=1)
             scores["accuracy"] = float(np.average(right, weights=weights))
         options = {"sample_weight": weights} if weighted else {}
-        return scores | {name: float(metric(true, predicted, **options)) for name, metric in metrics.items()}
+        return scores | {name: _figure(name, metric(true, predicted, **options)) for name, metric in metrics.items()}
 
     def _score_names(self, metrics: Iterable[str]) -> list[str]:
         return ["loss", *(["accuracy"] if _needed("loss", self.loss).classifies else []), *metrics]
@@ -553,6 +556,14 @@ def _copied(layer: Layer) -> Layer:
     """A twin whose state is its own, and those of the layers inside."""
     inner = {"layers": tuple(map(_copied, layer.layers))} if layer.layers else {}
     return layer.twin(**{name: layer.__dict__[name].copy() for name in layer.state}, **inner)
+
+
+def _figure(metric: str, value: Any) -> float:
+    """What a metric returned, which may be NaN but must be a number."""
+    with contextlib.suppress(TypeError, ValueError):
+        if np.ndim(value) == 0 and not isinstance(value, str | bytes):
+            return float(value)
+    raise TypeError(f"metrics[{metric!r}] must return a number, got {short(value)}")
 
 
 def _needed(name: str, part: P | None) -> P:

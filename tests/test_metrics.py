@@ -5,7 +5,7 @@ import pytest
 
 import fastbp
 
-from .checks import small_data, small_model
+from .checks import small_data, small_model, state_of
 
 X, Y = small_data(50)
 
@@ -74,6 +74,19 @@ def test_bad_metrics_are_refused(metrics, match):
     with pytest.raises((TypeError, ValueError), match=match):
         model.fit(X, Y, validation_data=(X, Y), metrics=metrics)
     assert model.history == {}
+
+
+@pytest.mark.parametrize("value", [None, np.ones(2), np.ones(1), "0.5", 1j, [[1], [1, 2]]], ids=repr)
+def test_a_metric_that_returns_no_number_is_named_and_the_epoch_counts(engine, value):
+    def odd(y_true, y_pred):
+        return value
+
+    model, expected = small_model(engine), small_model(engine).fit(X, Y, epochs=1)
+    with pytest.raises(TypeError, match=r"metrics\['odd'\] must return a number, got "):
+        model.evaluate(X, Y, metrics=[odd])
+    with pytest.raises(TypeError, match=r"metrics\['odd'\] must return a number, got "):
+        model.fit(X, Y, epochs=3, validation_data=(X, Y), metrics=[odd])
+    assert state_of(model) == state_of(expected)  # the epoch that has trained
 
 
 def test_metrics_need_data_held_out():
