@@ -154,10 +154,10 @@ def as_seed(value: Any, name: str = "seed") -> int | None:
 
 def as_tuple(value: Any, name: str, of: str) -> tuple[Any, ...]:
     """Check a sequence, or whatever can be gone through."""
-    try:
-        return tuple(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a sequence of {of}, got {value!r}") from None
+    with contextlib.suppress(TypeError):
+        if not isinstance(value, str):  # of which each letter would be one
+            return tuple(value)
+    raise TypeError(f"{name} must be a sequence of {of}, got {value!r}")
 
 
 def as_number(value: Any, name: str, *, least: float = 0.0, above: float = -math.inf, below: float = math.inf) -> float:

@@ -61,6 +61,7 @@ def test_where_no_row_counts_there_are_no_figures():
     ("metrics", "match"),
     [
         ([3], "metrics must be functions"),
+        ("accuracy", "metrics must be a sequence of functions, or a dict of them, got 'accuracy'"),
         ({"loss": max}, "names of their own"),
         ([count, count], "metrics must have different names, got 'count' twice; a dict gives them names"),
         (count, "metrics must be a sequence of functions, or a dict of them, got <function count"),
