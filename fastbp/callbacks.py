@@ -15,7 +15,7 @@ from .layers import Layer
 if TYPE_CHECKING:
     from .model import Sequential
 
-__all__ = ["Callback", "EarlyStopping", "EpochFunction", "tell", "told"]
+__all__ = ["Callback", "EarlyStopping", "EpochFunction", "as_callbacks", "tell", "told"]
 
 #: What is called with the model and an epoch's figures; where it returns True, and nothing else, training ends.
 EpochFunction: TypeAlias = "Callable[[Sequential, dict[str, float]], object]"
@@ -153,17 +153,24 @@ class EarlyStopping(Callback):
         del self._model, self._kept
 
 
+def as_callbacks(value: Any, name: str = "callbacks") -> Sequence[Callback | EpochFunction]:
+    """Check a sequence of callbacks; None is an empty one."""
+    if value is None:
+        return ()
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{name} must be a sequence of fastbp Callbacks or functions, got {value!r}")
+    for callback in value:
+        if isinstance(callback, type) or not (isinstance(callback, Callback) or callable(callback)):
+            raise TypeError(f"{name} must hold fastbp Callbacks or functions, got {callback!r}")
+    return value
+
+
 @contextlib.contextmanager
 def told(
     callbacks: Sequence[Callback | EpochFunction] | None, model: Sequential, figures: tuple[str, ...]
 ) -> Iterator[list[EpochFunction]]:
     """Tell callbacks of begin and end; gives what to call after each epoch."""
-    callbacks = () if callbacks is None else callbacks
-    if not isinstance(callbacks, Sequence) or isinstance(callbacks, str):
-        raise TypeError(f"callbacks must be a sequence of fastbp Callbacks or functions, got {callbacks!r}")
-    for callback in callbacks:
-        if not isinstance(callback, Callback) and not callable(callback):
-            raise TypeError(f"callbacks must hold fastbp Callbacks or functions, got {callback!r}")
+    callbacks = as_callbacks(callbacks)
     with contextlib.ExitStack() as ends:
         for callback in callbacks:
             if isinstance(callback, Callback):

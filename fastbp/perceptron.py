@@ -19,6 +19,7 @@ from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from .boundary import as_choice, as_count, as_flag, as_float_type, as_number, as_samples
+from .callbacks import as_callbacks
 from .fitting import (
     ACTIVATIONS,
     STOCHASTIC,
@@ -88,6 +89,7 @@ CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "max_fun": as_count,
     "loss": partial(as_choice, choices=("squared_error", "poisson")),
     "scoring": _scoring,
+    "callbacks": as_callbacks,
     "precision": _optional(lambda value, name: as_float_type(value)),
     "dropout": partial(as_number, below=1),
     "label_smoothing": partial(as_number, below=1),

@@ -351,6 +351,7 @@ def test_weights_that_overflow_raise():
         ({"n_iter_no_change": 0}, {}, "n_iter_no_change must be at least 1, got 0"),
         ({"dropout": 1}, {}, "dropout must be at least 0 and below 1, got 1"),
         ({"dropout": 0.5, "solver": "lbfgs"}, {}, "dropout, clip_norm and callbacks need another solver"),
+        ({"callbacks": [fastbp.EarlyStopping]}, {}, "callbacks must hold fastbp Callbacks or functions, got <class"),
         ({"clip_norm": 0}, {}, "clip_norm must be above 0 .*, got 0"),
         ({"precision": "float16"}, {}, "dtype must be float32 or float64, got float16"),
         ({"warm_start": "all"}, {}, "warm_start must be True or False, got 'all'"),

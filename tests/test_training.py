@@ -398,6 +398,7 @@ def test_a_figure_that_is_not_there_is_refused_before_training(options, match):
     [
         (fastbp.EarlyStopping("loss"), "callbacks must be a sequence of fastbp Callbacks or functions, got <fastbp"),
         ([3], "callbacks must hold fastbp Callbacks or functions, got 3"),
+        ([fastbp.EarlyStopping], r"callbacks must hold fastbp Callbacks or functions, got <class .*EarlyStopping"),
         ("stop", "callbacks must be a sequence"),
     ],
 )
