@@ -73,7 +73,7 @@ def soft_softmax_cross_entropy(
             linear += q * (z[i, c] - top[i]) if q != 0 else real(0)
         if weights[i] != 0 and q_sum != 0:
             cost[i] = weights[i] * (q_sum * log(sums[i]) - linear)
-            weight, share = weights[i] * scale, q_sum / sums[i]
+            weight, share = real(weights[i] * scale), q_sum / sums[i]
             for c in range(classes):
                 q = (keep * real(target(t, i, c)) + even) * real(class_weight[c])
                 dz[i, c] = weight * (share * dz[i, c] - q)
@@ -103,7 +103,7 @@ def soft_cross_entropy(
     steepest = real(1) / tiny
     scale = weigh_targets(t, weights, class_weight, mean, total)
     for i in range(len(p)):
-        weight, sums = weights[i] * scale, real(0)
+        weight, sums = real(weights[i] * scale), real(0)
         cost[i] = 0
         for c in range(classes):
             q = (keep * t[i, c] + even) * real(class_weight[c])
@@ -127,10 +127,11 @@ def one_hot(t: Array, p: Array, rows: Array) -> None:
 def mean_squared_error(y: Array, t: Array, weights: Array, mean: Array, total: Array, cost: Array, dy: Array) -> None:
     scale = weigh_elements(weights, y, mean, total)
     for i in range(len(y)):
+        weight = y.dtype.type(weights[i] * scale)
         for j in range(y.shape[1]):
             error = y[i, j] - t[i, j]
             costs = np.float64(weights[i]) * error * error
-            dy[i, j] = weights[i] * scale * 2 * error
+            dy[i, j] = weight * 2 * error
             cost[i, j] = costs
             total[0] += costs
 
@@ -138,10 +139,11 @@ def mean_squared_error(y: Array, t: Array, weights: Array, mean: Array, total: A
 def mean_absolute_error(y: Array, t: Array, weights: Array, mean: Array, total: Array, cost: Array, dy: Array) -> None:
     scale = weigh_elements(weights, y, mean, total)
     for i in range(len(y)):
+        weight = y.dtype.type(weights[i] * scale)
         for j in range(y.shape[1]):
             error = y[i, j] - t[i, j]
             costs = np.float64(weights[i]) * abs(error)
-            dy[i, j] = weights[i] * scale * sign(error)
+            dy[i, j] = weight * sign(error)
             cost[i, j] = costs
             total[0] += costs
 
@@ -149,12 +151,13 @@ def mean_absolute_error(y: Array, t: Array, weights: Array, mean: Array, total: 
 def huber(y: Array, t: Array, weights: Array, delta: Array, mean: Array, total: Array, cost: Array, dy: Array) -> None:
     scale = weigh_elements(weights, y, mean, total)
     for i in range(len(y)):
+        weight = y.dtype.type(weights[i] * scale)
         for j in range(y.shape[1]):
             # with the slope e up to delta, and +-delta beyond, both branches are slope * (e - slope / 2)
             error, end = np.float64(y[i, j] - t[i, j]), delta[0]
             slope = end if error > end else -end if error < -end else error
             costs = weights[i] * slope * (error - slope / 2)
-            dy[i, j] = weights[i] * scale * slope
+            dy[i, j] = weight * slope
             cost[i, j] = costs
             total[0] += costs
 
@@ -164,13 +167,14 @@ def poisson(
 ) -> None:
     scale, small = weigh_elements(weights, y, mean, total), y.dtype.type(1e-8)
     for i in range(len(y)):
+        weight = y.dtype.type(weights[i] * scale)
         for j in range(y.shape[1]):
             if log_input[0]:
                 rate, log_rate, slope = np.exp(y[i, j]), y[i, j], np.exp(y[i, j]) - t[i, j]
             else:
                 rate, log_rate, slope = y[i, j], np.log(y[i, j] + small), 1 - t[i, j] / (y[i, j] + small)
             costs = np.float64(weights[i]) * (rate - t[i, j] * log_rate)
-            dy[i, j] = weights[i] * scale * slope
+            dy[i, j] = weight * slope
             cost[i, j] = costs
             total[0] += costs
 
@@ -180,6 +184,7 @@ def binary_cross_entropy(
 ) -> None:
     scale = weigh_elements(weights, y, mean, total)
     for i in range(len(y)):
+        weight = y.dtype.type(weights[i] * scale)
         for j in range(y.shape[1]):
             z, real = y[i, j], y.dtype.type
             one, zeros, ones = real(1), real(1 - t[i, j]), real(pos_weight[j]) * t[i, j]
@@ -188,14 +193,14 @@ def binary_cross_entropy(
             # log(1 + exp(z)) where t is 0, log(1 + exp(-z)) where t is 1; the slope of the first is 1 / (1 + exp(-z))
             up, down, sigmoid, other = (rest + z, rest, far, near) if z > 0 else (rest, rest - z, near, far)
             costs = np.float64(weights[i]) * (zeros * up + ones * down)
-            dy[i, j] = weights[i] * scale * (zeros * sigmoid - ones * other)
+            dy[i, j] = weight * (zeros * sigmoid - ones * other)
             cost[i, j] = costs
             total[0] += costs
 
 
 @njit(**FAST)
 def inverse(weight: Any, mean: Array) -> Any:
-    """What gradients are multiplied by."""
+    """What gradients are multiplied by; times a row's weight in float64, since small weights' overflows float32."""
     return 1.0 if mean[0] == 0 else 1 / weight if weight != 0 else 0.0
 
 
@@ -207,7 +212,7 @@ def weigh_elements(weights: Array, y: Array, mean: Array, total: Array) -> Any:
         weight += weights[i]
     weight *= y.shape[1]
     total[1] += weight
-    return y.dtype.type(inverse(weight, mean))
+    return inverse(weight, mean)
 
 
 @njit(**FAST)
@@ -232,7 +237,7 @@ def weigh_targets(t: Array, weights: Array, class_weight: Array, mean: Array, to
                 share += class_weight[c] * t[i, c]
         weight += share * weights[i]
     total[1] += weight
-    return weights.dtype.type(inverse(weight, mean))
+    return inverse(weight, mean)
 
 
 @njit(**FAST)

@@ -76,6 +76,18 @@ def test_backward_is_the_slope_of_forward(engine, name, rows, classes, rng):
 
 
 @each_loss
+def test_weights_of_which_float32_holds_no_reciprocal_count_as_any_others(engine, name, rng):
+    if engine.device == "cuda":
+        pytest.skip("takes them for 0")
+    loss = LOSSES[name](engine=engine)
+    outputs, y = problem(name, rng)
+    loss.forward(outputs.astype(np.float32), y)
+    expected = loss.backward()
+    loss.forward(outputs.astype(np.float32), y, sample_weight=np.full(6, 1e-42))
+    assert_allclose(loss.backward(), expected, rtol=1e-5, atol=1e-7)
+
+
+@each_loss
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_against_torch(engine, name, reduction, dtype, rng):
     torch = pytest.importorskip("torch")
