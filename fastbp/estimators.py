@@ -263,6 +263,8 @@ class MLPClassifier(ClassifierMixin, Perceptron):
             raise ValueError("class_weight='balanced' needs all rows, so partial_fit cannot take it; pass a dict")
         by_class: Array = compute_sample_weight(self.class_weight, y)
         check_finite(by_class, "class_weight")
+        if (by_class < 0).any():
+            raise ValueError(f"class_weight must hold numbers of at least 0, got {by_class.min()}")
         return by_class if weights is None else weights * by_class
 
     def _out_activation(self) -> str:

@@ -181,6 +181,7 @@ def test_class_weights_are_weights_of_rows():
         (MLPRegressor, {"sample_weight": np.ma.masked_array(Y + 1, Y > 1)}, "sample_weight is a masked array"),
         (MLPRegressor, {"y": Y.astype(str)}, "y must hold real numbers, got dtype <U"),
         (MLPClassifier, {"class_weight": {0: np.nan}}, "class_weight must hold finite"),
+        (MLPClassifier, {"class_weight": {1: -1}}, r"class_weight must hold numbers of at least 0, got -1\.0"),
     ],
 )
 def test_what_scikit_learn_would_take_is_refused(kind, arguments, match):
