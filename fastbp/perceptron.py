@@ -191,6 +191,10 @@ class Perceptron(BaseEstimator):
             self._random_state = check_random_state(self.random_state)
         if first:
             self._start([X.shape[1], *hidden, targets.shape[1] if targets.ndim > 1 else len(self.classes_)], X.dtype)
+        elif self.solver in STOCHASTIC:
+            best = "best_validation_score_" if self.early_stopping else "best_loss_"
+            if getattr(self, best, None) is None:  # another solver, or stopping rule, trained before
+                self._begin_books()
         data, score = Data(in_rows(X), targets, weights), None
         if self.early_stopping and self.solver in STOCHASTIC:
             if held_out is None:
@@ -262,11 +266,16 @@ class Perceptron(BaseEstimator):
         self.__dict__.pop("_model", None)
         if self.solver in STOCHASTIC:
             self.loss_curve_: list[float] = []
-            self._no_improvement_count = 0
-            stopping = self.early_stopping
-            self.validation_scores_: list[float] | None = [] if stopping else None
-            self.best_validation_score_ = -np.inf if stopping else None
-            self.best_loss_ = None if stopping else np.inf
+            self._begin_books()
+
+    def _begin_books(self) -> None:
+        """What the stochastic solvers note, by the stopping rule; losses of earlier epochs stay."""
+        self.loss_curve_ = getattr(self, "loss_curve_", [])
+        self._no_improvement_count = 0
+        stopping = self.early_stopping
+        self.validation_scores_: list[float] | None = [] if stopping else None
+        self.best_validation_score_ = -np.inf if stopping else None
+        self.best_loss_ = None if stopping else np.inf
 
     def _trainable(self, hidden: list[int], goes_on: bool) -> Sequential:
         """The model, with the loss and the optimizer that the parameters describe."""

@@ -278,6 +278,33 @@ def test_a_warm_start_may_carry_the_optimizer():
     assert not np.array_equal(other.coefs_[0], whole.coefs_[0])
 
 
+@pytest.mark.parametrize("how", ["fit", "partial_fit"])
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ({"solver": "lbfgs"}, {"solver": "adam"}),
+        ({"early_stopping": True}, {"early_stopping": False}),
+        ({}, {"early_stopping": True}),
+        ({"solver": "lbfgs"}, {"solver": "sgd", "early_stopping": True}),
+    ],
+)
+def test_a_warm_start_by_another_solver_or_stopping_rule_begins_its_books(options, changes, how):
+    model = MLPClassifier(max_iter=3, random_state=0, warm_start=True, **options).fit(X, Y)
+    before = getattr(model, "loss_curve_", [])[:]
+    model.set_params(**changes)
+    if model.early_stopping and how == "partial_fit":
+        pytest.skip("partial_fit stops by no score")
+    start = model.score(X, Y)
+    getattr(model, how)(X, Y)
+    new = model.loss_curve_[len(before) :]
+    assert model.loss_curve_[: len(before)] == before and len(new) == model.n_iter_
+    if model.early_stopping:
+        assert (model.best_loss_, model.best_validation_score_) == (None, max(model.validation_scores_))
+    else:
+        assert (model.best_loss_, model.best_validation_score_) == (min(new), None)
+    assert model.score(X, Y) > start - 0.1  # it goes on from the weights
+
+
 @pytest.mark.parametrize("library", ["pandas", "polars"])
 def test_frames_pipelines_and_searches(library):
     frames = pytest.importorskip(library)
