@@ -97,7 +97,9 @@ def as_labels(
     try:
         array = real_array(y, name)
     except DTypeError as error:
-        raise DTypeError(f"{error}; np.unique(labels, return_inverse=True) numbers labels of any kind") from error
+        masked = isinstance(y, np.ma.MaskedArray)
+        hint = "" if masked else "; np.unique(labels, return_inverse=True) numbers labels of any kind"
+        raise DTypeError(f"{error}{hint}") from error
     if array.shape == (rows, classes) and array.ndim == 2:
         check_finite(array, name, dtype)
         if array.min() < 0:
@@ -227,15 +229,15 @@ def check_metrics(metrics: Mapping[str, Callable[..., float]], *, weighted: bool
             raise TypeError(f"metrics[{name!r}] must take {wanted}: {error}") from error
 
 
-def as_float_type(dtype: Any) -> np.dtype[Any]:
+def as_float_type(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
     """Check a dtype to compute in: float32 or float64, as a type, a dtype or a name."""
-    name = getattr(dtype, "name", getattr(dtype, "__name__", dtype))
+    given = getattr(dtype, "name", getattr(dtype, "__name__", dtype))
     known = None
-    if isinstance(name, str):
+    if isinstance(given, str):
         with contextlib.suppress(TypeError, ValueError):
-            known = np.dtype(name)
+            known = np.dtype(given)
     if known not in (np.float32, np.float64):
-        raise ValueError(f"dtype must be float32 or float64, got {name}")
+        raise ValueError(f"{name} must be float32 or float64, got {given}")
     return known
 
 

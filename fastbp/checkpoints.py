@@ -75,6 +75,11 @@ class Checkpoints:
             return 0, False
         about, tensors = read(self._path)
         fit = about.get("fit")
+        if fit is None:
+            raise ValueError(
+                f"{self._path} must be a checkpoint of fit, but holds a model alone; "
+                "name another file, or pass resume=False to replace it"
+            )
         if not isinstance(fit, dict) or fit.get("names") != self._names:
             raise ValueError(
                 f"{self._path} must be a checkpoint of fit with the callbacks {self._names}; "

@@ -58,6 +58,10 @@ def save(model: Sequential, path: str | Path, metadata: dict[str, Any] | None = 
     """
     if not isinstance(metadata, dict | None):
         raise TypeError(f"metadata must be a dict, got {short(metadata)}")
+    try:
+        json.dumps(metadata)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"metadata must hold what JSON holds: {error}") from error
     tensors, about = describe(model)
     write(path, tensors, about | {"metadata": metadata or {}})
 
@@ -110,6 +114,8 @@ def load(
     ValueError
         For a file that is not a model of fastbp, or of a later format.
     """
+    if not isinstance(custom, Mapping | None):
+        raise TypeError(f"custom must be a dict of classes by name, got {short(custom)}")
     about, tensors = read(path)
     with explained(path):
         return rebuild(about, tensors, engine, custom or {})

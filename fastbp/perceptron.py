@@ -90,7 +90,7 @@ CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "loss": partial(as_choice, choices=("squared_error", "poisson")),
     "scoring": _scoring,
     "callbacks": as_callbacks,
-    "precision": _optional(lambda value, name: as_float_type(value)),
+    "precision": _optional(as_float_type),
     "dropout": partial(as_number, below=1),
     "label_smoothing": partial(as_number, below=1),
     "clip_norm": _optional(partial(as_number, above=0)),

@@ -53,7 +53,7 @@ BAD_Y = {
     "complex": (Y + 0j, "y must hold real numbers, got dtype complex128"),
     "names": (Y.astype(str), "y must hold real numbers, got dtype <U21"),
     "object": (Y.astype(object), "y must hold real numbers, got dtype object"),
-    "masked": (np.ma.masked_array(Y), "y is a masked array"),
+    "masked": (np.ma.masked_array(Y), "y is a masked array; fill or drop what is masked first$"),
     "negative rows": (np.full((20, 3), -0.5), "y of two dimensions must hold one-hot rows or probabilities, got -0.5"),
     "rows of nan": (np.full((20, 3), np.nan), r"y must hold finite .*numbers, got nan at \(0, 0\)"),
     "too many classes": (np.eye(4)[Y], r"y must hold 20 labels, .*got \(20, 4\)"),

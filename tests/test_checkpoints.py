@@ -126,7 +126,7 @@ def test_a_checkpoint_of_another_model_changes_nothing(engine, tmp_path):
     with pytest.raises(ValueError, match=r"must be a checkpoint of fit with the callbacks \[\]; remove it"):
         other.fit(X, Y, checkpoint=path, resume=True)
     other.save(path)
-    with pytest.raises(ValueError, match=r"with the callbacks \['EarlyStopping', 'Halve', 'Stop'\]"):
+    with pytest.raises(ValueError, match="must be a checkpoint of fit, but holds a model alone; "):
         train(other, path, resume=True)
     assert state_of(other) == before
 

@@ -381,7 +381,7 @@ def test_weights_that_overflow_raise():
         ({"dropout": 0.5, "solver": "lbfgs"}, {}, "dropout, clip_norm and callbacks need another solver"),
         ({"callbacks": [fastbp.EarlyStopping]}, {}, "callbacks must hold fastbp Callbacks or functions, got <class"),
         ({"clip_norm": 0}, {}, "clip_norm must be above 0 .*, got 0"),
-        ({"precision": "float16"}, {}, "dtype must be float32 or float64, got float16"),
+        ({"precision": "float16"}, {}, "precision must be float32 or float64, got float16"),
         ({"warm_start": "all"}, {}, "warm_start must be True or False, got 'all'"),
         ({"engine": "abacus"}, {}, "engine must be one of .*, got 'abacus'"),
         ({}, {"validation_data": (X, Y)}, "validation_data needs early_stopping=True"),

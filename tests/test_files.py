@@ -191,6 +191,15 @@ def test_metadata(path):
     assert read_metadata(str(path)) == {}
 
 
+def test_arguments_of_the_wrong_kind_are_named(path):
+    with pytest.raises(TypeError, match="metadata must hold what JSON holds: Object of type float32 is not"):
+        small_model().save(path, {"a": np.float32(1)})
+    assert not path.exists()
+    small_model().save(path)
+    with pytest.raises(TypeError, match=r"custom must be a dict of classes by name, got \[<class"):
+        fastbp.load(path, custom=[Bottleneck])
+
+
 def test_a_file_is_plain_safetensors(path):
     from safetensors.numpy import load_file
 
