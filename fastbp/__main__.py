@@ -94,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         parser.exit(2, f"fastbp: error: {' '.join(str(error).split())}\n")
+    except MemoryError as error:
+        parser.exit(2, f"fastbp: error: not enough memory: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "\nfastbp: interrupted\n")
     return code

@@ -274,6 +274,7 @@ def test_info_warns_of_a_small_cache_size(monkeypatch):
         (["--engine", "abacus"], "engine must be one of .*abacus"),
         (["--hidden", "12,x"], "--hidden: expected whole numbers with commas.*'12,x'"),
         (["--hidden", "0"], "--hidden"),
+        (["--hidden", "99999999999"], "not enough memory: Unable to allocate"),
         (["--epochs", "0"], "--epochs: expected a whole number of at least 1"),
         (["--batch-size", "1.5"], "--batch-size"),
         (["--lr", "nan"], "--lr: expected a number above 0"),
