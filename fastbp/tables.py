@@ -92,13 +92,14 @@ def _read_csv(path: Path, like: Encoder | None) -> Columns:
         for x in (like.features if like else ())
         if isinstance(x, Category) and not _BOOLS.issuperset(x.values)
     }
+    how = {"sep": max(",;\t", key=first_line.count), "encoding": "utf-8-sig", "skipinitialspace": True}
+    names = pandas.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **how).loc[0]
+    for name in names[names.duplicated() & (names != "")]:  # of which pandas would rename one
+        raise ValueError(f"column {name!r} stands there twice")
     with warnings.catch_warnings():
         warnings.simplefilter("error", pandas.errors.ParserWarning)
         try:
-            frame = pandas.read_csv(
-                path, sep=max(",;\t", key=first_line.count), dtype=texts, na_values="?", encoding="utf-8-sig",
-                index_col=False, low_memory=False, skipinitialspace=True,
-            )  # fmt: skip
+            frame = pandas.read_csv(path, dtype=texts, na_values="?", index_col=False, low_memory=False, **how)
         except pandas.errors.ParserWarning:
             raise ValueError("its rows have more fields than its first line has names") from None
     # pandas writes its row numbers under an empty name

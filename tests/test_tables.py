@@ -285,6 +285,7 @@ def test_npz_refused(tmp_path, arrays, message):
         ("header.csv", "a,b\n", "holds no rows"),
         ("ragged.csv", "a,b\n1,2\n1,2,3\n", "line 3"),
         ("long.csv", "a,b\n1,2,3\n1,2,3\n", "more fields than its first line has names"),
+        ("twice.csv", "b; a;a\n1;2;3\n", "column 'a' stands there twice"),
         ("text.parquet", "hello", "Parquet"),
         ("text.npz", "hello", "no NPZ file"),
         ("table.xlsx", "hello", "must end in .csv, .tsv, .parquet or .npz"),
