@@ -195,6 +195,13 @@ def test_importing_loads_no_array_library_but_numpy():
         assert answer.stdout.strip() == "set()"
 
 
+def test_modules_are_attributes_of_the_package():
+    for code in ("estimators.from_sklearn", "files.save", "notebook.ActivationRelU"):
+        subprocess.run([sys.executable, "-c", f"import fastbp; fastbp.{code}"], check=True)
+    with pytest.raises(AttributeError, match="module 'fastbp' has no attribute 'nowhere'"):
+        fastbp.nowhere  # noqa: B018
+
+
 BROUGHT = """
 import sys
 from fastbp.kernels.engine import Engine
