@@ -1,9 +1,9 @@
-"""Models of other libraries, and for them: scikit-learn, PyTorch, ONNX."""
+"""Models of PyTorch and for it, and for ONNX."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +41,6 @@ def network_of(model: Any) -> Sequential:
     return network
 
 
-# PyTorch
-
-
 def to_torch(model: Sequential | Perceptron, *, share: bool = False) -> Any:
     """A `torch.nn.Sequential` with a copy of the weights.
 
@@ -70,13 +67,16 @@ def to_torch(model: Sequential | Perceptron, *, share: bool = False) -> Any:
     torch = need("torch", "torch")
     network, made = network_of(model), []
     for layer in network.layers:
-        if type(layer) not in TORCH:
+        if type(layer) not in MODULES:
             raise ValueError(f"{layer!r} has no counterpart in torch that to_torch knows")
         for mine in ARRAYS:
             if share and mine in layer.arrays() and (kept := getattr(layer, mine).dtype) != network.dtype:
                 raise ValueError(f"{layer!r}: {mine} is {kept}; share=True needs a model of that dtype")
     for layer in network.layers:
-        module = TORCH[type(layer)](torch.nn, layer).to(getattr(torch, network.dtype.name))
+        name, attributes = MODULES[type(layer)]
+        options = {"dim": 1} if isinstance(layer, Softmax) else {}
+        module = getattr(torch.nn, name)(*(getattr(layer, mine) for mine in attributes), **options)
+        module.to(getattr(torch, network.dtype.name))
         for mine, theirs in ARRAYS.items():
             if mine in layer.arrays():
                 target, array = getattr(module, theirs), getattr(layer, mine)
@@ -91,21 +91,22 @@ def to_torch(model: Sequential | Perceptron, *, share: bool = False) -> Any:
 
 #: Names of a layer's arrays here and there.
 ARRAYS = {"weights": "weight", "biases": "bias", "running_mean": "running_mean", "running_var": "running_var"}
-TORCH: dict[type[Layer], Callable[[Any, Any], Any]] = {
-    Dense: lambda nn, layer: nn.Linear(layer.n_inputs, layer.n_neurons),
-    LayerNorm: lambda nn, layer: nn.LayerNorm(layer.features, layer.eps),
-    BatchNorm: lambda nn, layer: nn.BatchNorm1d(layer.features, layer.eps, layer.momentum),
-    Identity: lambda nn, layer: nn.Identity(),
-    ReLU: lambda nn, layer: nn.ReLU(),
-    LeakyReLU: lambda nn, layer: nn.LeakyReLU(layer.negative_slope),
-    ELU: lambda nn, layer: nn.ELU(layer.alpha),
-    GELU: lambda nn, layer: nn.GELU(layer.approximate),
-    SiLU: lambda nn, layer: nn.SiLU(),
-    Tanh: lambda nn, layer: nn.Tanh(),
-    Sigmoid: lambda nn, layer: nn.Sigmoid(),
-    Softplus: lambda nn, layer: nn.Softplus(layer.beta, layer.threshold),
-    Softmax: lambda nn, layer: nn.Softmax(dim=1),
-    Dropout: lambda nn, layer: nn.Dropout(layer.rate),
+#: Each layer's counterpart in `torch.nn`, and the attributes that are the first arguments of both, by both names.
+MODULES: dict[type[Layer], tuple[str, dict[str, str]]] = {
+    Dense: ("Linear", {"n_inputs": "in_features", "n_neurons": "out_features"}),
+    LayerNorm: ("LayerNorm", {"features": "normalized_shape", "eps": "eps"}),
+    BatchNorm: ("BatchNorm1d", {"features": "num_features", "eps": "eps", "momentum": "momentum"}),
+    Identity: ("Identity", {}),
+    ReLU: ("ReLU", {}),
+    LeakyReLU: ("LeakyReLU", {"negative_slope": "negative_slope"}),
+    ELU: ("ELU", {"alpha": "alpha"}),
+    GELU: ("GELU", {"approximate": "approximate"}),
+    SiLU: ("SiLU", {}),
+    Tanh: ("Tanh", {}),
+    Sigmoid: ("Sigmoid", {}),
+    Softplus: ("Softplus", {"beta": "beta", "threshold": "threshold"}),
+    Softmax: ("Softmax", {}),
+    Dropout: ("Dropout", {"rate": "p"}),
 }
 
 
@@ -138,13 +139,15 @@ def from_torch(module: Any, **options: Any) -> Sequential:
         stack = type(module) is torch.nn.Sequential  # a subclass may compute something else
         return [part for child in module for part in parts_of(child)] if stack else [module]
 
+    kinds = {getattr(torch.nn, name): (kind, attributes) for kind, (name, attributes) in MODULES.items()}
     parts = parts_of(module)
     for place, part in enumerate(parts):
         if any(part is other for other in parts[:place]) and list(part.parameters()):
             raise ValueError(f"{part!r} stands in the module twice; layers of fastbp cannot share weights")
-        if type(part).__name__ not in FROM_TORCH:
+        if type(part) not in kinds:
             raise ValueError(f"{part!r} has no counterpart in fastbp that from_torch knows")
-        layer = FROM_TORCH[type(part).__name__](part)
+        kind, attributes = kinds[type(part)]
+        layer = _layer_of(part, kind, attributes.values())
         for mine, theirs in ARRAYS.items():
             tensor = getattr(part, theirs, None)
             if tensor is not None:
@@ -161,49 +164,19 @@ def from_torch(module: Any, **options: Any) -> Sequential:
     return Sequential(layers, **({"dtype": dtype} | options))
 
 
-def _linear(part: Any) -> Layer:
-    dense = Dense(part.in_features, part.out_features)
-    dense.biases = np.zeros((1, part.out_features))  # where there are none
-    return dense
-
-
-def _layer_norm(part: Any) -> Layer:
-    if len(part.normalized_shape) != 1:
+def _layer_of(part: Any, kind: type[Layer], attributes: Iterable[str]) -> Layer:
+    """The layer, without its weights; ValueError for a module that does what it cannot do."""
+    if kind is LayerNorm and len(part.normalized_shape) != 1:
         raise ValueError(f"{part!r} must go over one dimension")
-    return LayerNorm(part.normalized_shape[0], part.eps)
-
-
-def _batch_norm(part: Any) -> Layer:
-    if part.momentum is None or part.running_mean is None:
+    if kind is BatchNorm and (part.momentum is None or part.running_mean is None):
         raise ValueError(f"{part!r} must have a momentum and running statistics")
-    return BatchNorm(part.num_features, part.eps, part.momentum)
-
-
-def _softmax(part: Any) -> Layer:
-    if part.dim not in (1, -1):
+    if kind is Softmax and part.dim not in (1, -1):
         raise ValueError(f"{part!r} must have dim=1")
-    return Softmax()
-
-
-FROM_TORCH: dict[str, Callable[[Any], Layer]] = {
-    "Linear": _linear,
-    "LayerNorm": _layer_norm,
-    "BatchNorm1d": _batch_norm,
-    "Identity": lambda part: Identity(),
-    "ReLU": lambda part: ReLU(),
-    "LeakyReLU": lambda part: LeakyReLU(part.negative_slope),
-    "ELU": lambda part: ELU(part.alpha),
-    "GELU": lambda part: GELU(part.approximate),
-    "SiLU": lambda part: SiLU(),
-    "Tanh": lambda part: Tanh(),
-    "Sigmoid": lambda part: Sigmoid(),
-    "Softplus": lambda part: Softplus(part.beta, part.threshold),
-    "Softmax": _softmax,
-    "Dropout": lambda part: Dropout(part.p),
-}
-
-
-# ONNX
+    settings = [getattr(part, name) for name in attributes]
+    layer = kind(*(x[0] if isinstance(x, tuple) else x for x in settings))
+    if isinstance(layer, Dense):
+        layer.biases = np.zeros((1, layer.n_neurons))  # where there are none
+    return layer
 
 
 class Graph:

@@ -158,11 +158,17 @@ def test_from_torch_refuses_what_it_would_get_wrong():
         def forward(self, x):
             return 2 * super().forward(x)
 
+    class ReLU(nn.Module):
+        def forward(self, x):
+            return x.abs()
+
     shared = nn.Linear(4, 4)
     with pytest.raises(ValueError, match=r"Linear.* stands in the module twice; layers of fastbp cannot share weights"):
         fastbp.from_torch(nn.Sequential(shared, nn.ReLU(), shared))
     with pytest.raises(ValueError, match=r"(?s)Twice.* has no counterpart in fastbp"):
         fastbp.from_torch(Twice(nn.Linear(4, 2)))
+    with pytest.raises(ValueError, match=r"ReLU.* has no counterpart in fastbp"):  # whatever it is called
+        fastbp.from_torch(nn.Sequential(nn.Linear(4, 2), ReLU()))
     with pytest.raises(TypeError, match=r"module must be a torch.nn.Sequential, got int"):
         fastbp.from_torch(3)
 
