@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,8 +33,10 @@ __all__ = [
     "check_finite",
     "check_metrics",
     "on_host",
+    "optional",
 ]
 
+T = TypeVar("T")
 _ELEMENTS_AT_A_TIME = 1 << 20
 
 
@@ -149,6 +151,11 @@ def as_count(value: Any, name: str, least: int = 1) -> int:
     return int(value)
 
 
+def optional(check: Callable[..., T]) -> Callable[..., T | None]:
+    """A check that lets None pass."""
+    return lambda value, name: None if value is None else check(value, name)
+
+
 def as_seed(value: Any, name: str = "seed") -> int | None:
     """Check a seed; None, for a random one, stays."""
     return None if value is None else as_count(value, name, least=0)
@@ -162,13 +169,21 @@ def as_tuple(value: Any, name: str, of: str) -> tuple[Any, ...]:
     raise TypeError(f"{name} must be a sequence of {of}, got {value!r}")
 
 
-def as_number(value: Any, name: str, *, least: float = 0.0, above: float = -math.inf, below: float = math.inf) -> float:
-    """Check a finite number of at least `least`, more than `above` and less than `below`."""
+def as_number(
+    value: Any,
+    name: str,
+    *,
+    least: float = 0.0,
+    above: float = -math.inf,
+    below: float = math.inf,
+    most: float = math.inf,
+) -> float:
+    """Check a finite number of at least `least`, more than `above`, less than `below` and at most `most`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (least <= value < below and value > above and math.isfinite(value)):
+    if not (least <= value <= most and above < value < below and math.isfinite(value)):
         limits = [f"above {above:g}" if above >= least else f"at least {least:g}"] if least > -math.inf else []
-        limits.append(f"below {below:g}" if below < math.inf else "finite")
+        limits.append(f"at most {most:g}" if most < math.inf else f"below {below:g}" if below < math.inf else "finite")
         raise ValueError(f"{name} must be {' and '.join(limits)}, got {value}")
     return float(value)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 
-from .boundary import as_count, as_labels, as_number, as_weights
+from .boundary import as_count, as_labels, as_number, as_weights, optional
 from .kernels.engine import Engine, real_array
 from .kernels.ops import Array
 from .losses import Loss
@@ -38,25 +39,13 @@ def _label(value: Any, name: str) -> int:
     return int(value)
 
 
-def _label_smoothing(value: Any, name: str) -> float:
-    if as_number(value, name) > 1:
-        raise ValueError(f"{name} must be from 0 to 1, got {value}")
-    return float(value)
-
-
-def _ignore_index(value: Any, name: str) -> int | None:
-    if value is None:
-        return None
-    return as_count(value, name, least=np.iinfo(np.int64).min)
-
-
 class CrossEntropy(Loss):
     """What both losses for classes share: targets and rows' weights, as `SoftmaxCrossEntropy` says."""
 
     classifies = True
     class_weight = Setting(_class_weight, default=None)
-    label_smoothing = Setting(_label_smoothing, default=0.0)
-    ignore_index = Setting(_ignore_index, default=None)
+    label_smoothing = Setting(partial(as_number, most=1), default=0.0)
+    ignore_index = Setting(optional(partial(as_count, least=np.iinfo(np.int64).min)), default=None)
 
     def __init__(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -118,7 +117,7 @@ class PenalizedLoss(Loss):
 class ClassicSGD(SGD):
     """`SGD` that also takes a momentum of 1, as scikit-learn's does."""
 
-    momentum = Setting(partial(as_number, below=math.nextafter(1, 2)))
+    momentum = Setting(partial(as_number, most=1))
 
 
 class Rate:

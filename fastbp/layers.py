@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Self, overload
 
 import numpy as np
 
-from .boundary import as_array, as_count, as_flag, as_seed, check_finite
+from .boundary import as_array, as_count, as_flag, as_number, as_seed, check_finite
 from .initializers import Initializer, initializer
 from .kernels.engine import Engine, real_array
 from .kernels.ops import Array
@@ -428,12 +429,6 @@ class Softmax(Layer):
         return jacobian
 
 
-def _share(value: Any, name: str) -> float:
-    if not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a number between 0 and 1, got {value!r}")
-    return float(value)
-
-
 class Dropout(Layer):
     """Set each element to 0 with probability `rate` while training, and scale the others by 1 / (1 - rate).
 
@@ -457,7 +452,7 @@ class Dropout(Layer):
     """
 
     state = ("key",)
-    rate = Setting(_share)
+    rate = Setting(partial(as_number, most=1))
 
     def __init__(self, rate: float = 0.5, *, seed: int | None = None, engine: str | Engine | None = None) -> None:
         super().__init__(engine=engine)

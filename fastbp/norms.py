@@ -17,12 +17,6 @@ from .part import Setting
 __all__ = ["BatchNorm", "LayerNorm"]
 
 
-def _share(value: Any, name: str) -> float:
-    if as_number(value, name) > 1:
-        raise ValueError(f"{name} must be at most 1, got {value}")
-    return float(value)
-
-
 class Norm(Layer):
     """``output = normal * weights + biases``, with ``normal = (x - mean) / sqrt(variance + eps)``."""
 
@@ -179,7 +173,7 @@ class BatchNorm(Norm):
     running_mean: Array
     running_var: Array
 
-    momentum = Setting(_share, default=0.1)
+    momentum = Setting(partial(as_number, most=1), default=0.1)
 
     def __init__(
         self, features: int, eps: float = 1e-5, momentum: float = 0.1, *, engine: str | Engine | None = None

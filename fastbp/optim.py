@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from .boundary import as_flag, as_number
+from .boundary import as_flag, as_number, optional
 from .kernels.engine import Engine
 from .kernels.ops import Array
 from .part import Part, Setting
@@ -26,10 +26,6 @@ class Options(TypedDict, total=False):
     clip_norm: float | None
     clip_value: float | None
     schedule: Rates | None
-
-
-def _limit(value: Any, name: str) -> float | None:
-    return None if value is None else as_number(value, name, above=0)
 
 
 def _betas(value: Any, name: str) -> tuple[float, float]:
@@ -95,8 +91,8 @@ class Optimizer(Part):
 
     weight_decay = Setting(as_number)
     l1 = Setting(as_number, default=0.0)
-    clip_norm = Setting(_limit, default=None)
-    clip_value = Setting(_limit, default=None)
+    clip_norm = Setting(optional(partial(as_number, above=0)), default=None)
+    clip_value = Setting(optional(partial(as_number, above=0)), default=None)
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from .boundary import as_choice, as_count, as_flag, as_float_type, as_number, as_samples
+from .boundary import as_choice, as_count, as_flag, as_float_type, as_number, as_samples, optional
 from .callbacks import as_callbacks
 from .fitting import (
     ACTIVATIONS,
@@ -42,10 +42,6 @@ from .selection import engine as choose_engine
 from .training import Data
 
 __all__ = ["BOOKS", "Perceptron"]
-
-
-def _optional(check: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
-    return lambda value, name: None if value is None else check(value, name)
 
 
 def _batch_size(value: Any, name: str) -> Any:
@@ -78,7 +74,7 @@ CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "shuffle": as_flag,
     "tol": as_number,
     "warm_start": _warm_start,
-    "momentum": partial(as_number, below=np.nextafter(1, 2)),
+    "momentum": partial(as_number, most=1),
     "nesterovs_momentum": as_flag,
     "early_stopping": as_flag,
     "validation_fraction": partial(as_number, below=1),
@@ -90,11 +86,11 @@ CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "loss": partial(as_choice, choices=("squared_error", "poisson")),
     "scoring": _scoring,
     "callbacks": as_callbacks,
-    "precision": _optional(as_float_type),
+    "precision": optional(as_float_type),
     "dropout": partial(as_number, below=1),
     "label_smoothing": partial(as_number, below=1),
-    "clip_norm": _optional(partial(as_number, above=0)),
-    "threads": _optional(as_count),
+    "clip_norm": optional(partial(as_number, above=0)),
+    "threads": optional(as_count),
 }
 
 

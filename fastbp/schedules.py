@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .boundary import as_choice, as_count, as_number
+from .boundary import as_choice, as_count, as_number, optional
 from .part import Part, Setting
 
 __all__ = [
@@ -32,10 +32,6 @@ Times: TypeAlias = NDArray[np.float64]
 Rates: TypeAlias = Callable[[Times, float], Any]
 
 _positive = partial(as_number, above=0)
-
-
-def _steps(value: Any, name: str) -> float | None:
-    return None if value is None else _positive(value, name)
 
 
 def _name(value: Any, name: str) -> str:
@@ -222,7 +218,7 @@ class OneCycleLR(Schedule):
     anneal_strategy = Setting(partial(as_choice, choices=("cos", "linear")))
     div_factor = Setting(_positive)
     final_div_factor = Setting(_positive)
-    steps_per_epoch = Setting(_steps, default=None)
+    steps_per_epoch = Setting(optional(_positive), default=None)
 
     def __init__(
         self,

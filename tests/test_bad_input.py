@@ -211,7 +211,7 @@ def test_a_refused_stack_takes_nothing():
         (lambda m: setattr(m, "optimizer", "sgd"), TypeError, "optimizer must be a fastbp Optimizer, got 'sgd'"),
         (lambda m: setattr(m, "loss", "mse"), TypeError, "loss must be a fastbp Loss, got 'mse'"),
         (lambda m: setattr(m.optimizer, "lr", -1), ValueError, "lr must be at least 0.*, got -1"),
-        (lambda m: setattr(m.layers[2], "rate", 2), ValueError, "rate must be a number between 0 and 1, got 2"),
+        (lambda m: setattr(m.layers[2], "rate", 2), ValueError, "rate must be at least 0 and at most 1, got 2"),
         (lambda m: setattr(m.layers[0], "weights", np.ones(3)), ValueError, r"weights must have shape \(4, 8\)"),
         (lambda m: setattr(m.layers[0], "weights", [[1j] * 8] * 4), ValueError, "weights must hold real numbers"),
     ],

@@ -375,7 +375,7 @@ def test_weights_that_overflow_raise():
         ({"learning_rate_init": 0}, {}, "learning_rate_init must be above 0 .*, got 0"),
         ({"max_iter": 1.5}, {}, "max_iter must be an integer, got 1.5"),
         ({"shuffle": "yes"}, {}, "shuffle must be True or False, got 'yes'"),
-        ({"momentum": 1.1}, {}, "momentum must be .*, got 1.1"),
+        ({"momentum": 1.1}, {}, "momentum must be at least 0 and at most 1, got 1.1"),
         ({"n_iter_no_change": 0}, {}, "n_iter_no_change must be at least 1, got 0"),
         ({"dropout": 1}, {}, "dropout must be at least 0 and below 1, got 1"),
         ({"dropout": 0.5, "solver": "lbfgs"}, {}, "dropout, clip_norm and callbacks need another solver"),

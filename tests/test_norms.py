@@ -312,7 +312,8 @@ def test_bad_settings(kind, arguments, error, match):
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.1, np.inf, None])
 def test_bad_momentum(momentum):
-    with pytest.raises((TypeError, ValueError), match="momentum must be"):
+    expected = "a number" if momentum is None else "at least 0 and at most 1"
+    with pytest.raises((TypeError, ValueError), match=f"momentum must be {expected}, got {momentum}"):
         fastbp.BatchNorm(3, momentum=momentum)
     layer = fastbp.BatchNorm(3, momentum=0.3)
     with pytest.raises((TypeError, ValueError), match="momentum must be"):
