@@ -139,10 +139,8 @@ def _made_of(part: Any) -> Any:
 
 def _take_over(here: Part, there: Part) -> None:
     """Give a part the settings and arrays of another one of its kind; a schedule stays the object that it is."""
-    for kind in type(here).__mro__:
-        for name, setting in vars(kind).items():
-            if isinstance(setting, Setting) and name != "schedule":
-                setattr(here, name, getattr(there, name))
+    for name in here.declared(Setting):
+        setattr(here, name, getattr(there, name))
     if isinstance(here, Layer) and isinstance(there, Layer):
         if here.trainable != there.trainable:
             here.trainable = there.trainable

@@ -245,11 +245,9 @@ class Layer(Part):
         return *self.parameters(), *self.state
 
     @classmethod
-    @functools.cache
     def parameters(cls) -> dict[str, Parameter]:
         """The declared parameters by name."""
-        attributes = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
-        return {name: value for name, value in attributes.items() if isinstance(value, Parameter)}
+        return cls.declared(Parameter)
 
     def read(self, x: Any, features: int | None = None) -> Array:
         """`x` as an engine array of shape (batch, `features`)."""

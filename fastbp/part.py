@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, Self, TypeVar, overload
@@ -60,14 +61,18 @@ class Part:
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments that make this part again; its `Setting` attributes, unless a part says more."""
-        names = {
-            name: setting.default
-            for kind in type(self).__mro__
-            for name, setting in vars(kind).items()
-            if isinstance(setting, Setting)
-        }
-        values = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in values.items() if value != names[name]}
+        settings = self.declared(Setting)
+        values = {name: getattr(self, name) for name in settings}
+        return {name: value for name, value in values.items() if value != settings[name].default}
+
+    @classmethod
+    @functools.cache
+    def declared(cls, kind: type[T]) -> dict[str, T]:
+        """The attributes of this class and those above it that are of some kind, by name; the class's own first."""
+        found: dict[str, Any] = {}
+        for base in cls.__mro__:
+            found |= {name: value for name, value in vars(base).items() if name not in found}
+        return {name: value for name, value in found.items() if isinstance(value, kind)}
 
     def agree(self, settings: Mapping[str, Any]) -> None:
         """Raise ValueError where settings do not go together; asked before one of them changes.

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import fastbp
+from fastbp.boundary import as_number
 from fastbp.files import checksum, read_metadata
+from fastbp.part import Setting
 
 from .checks import Bottleneck, assert_same_parameters, parameters_of, small_data, small_model, state_of
 from .conftest import ENGINES
@@ -182,6 +184,20 @@ def test_parts_of_ones_own(engine, path):
     assert state_of(loaded.fit(X, Y[:, None])) == state_of(model.fit(X, Y[:, None]))
     with pytest.raises(ValueError, match="the file names 'Bottleneck', which fastbp does not have; pass custom="):
         fastbp.load(path)
+
+
+@pytest.mark.parametrize("slope", [0.01, 0.2, 0.3])
+def test_a_setting_with_another_default_than_that_of_the_class_above(path, slope):
+    class Leakier(fastbp.LeakyReLU):
+        negative_slope = Setting(as_number, default=0.2)
+
+        def __init__(self, negative_slope=0.2, *, engine=None):
+            super().__init__(negative_slope, engine=engine)
+
+    fastbp.Sequential([fastbp.Dense(4, 2), Leakier(slope)]).save(path)
+    loaded = fastbp.load(path, custom={"Leakier": Leakier}).layers[1]
+    assert loaded.negative_slope == slope
+    assert loaded.config() == ({} if slope == 0.2 else {"negative_slope": slope})
 
 
 def test_metadata(path):
