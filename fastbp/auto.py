@@ -196,7 +196,7 @@ class Trial:
 
     def _prepare(self) -> None:
         rows = self._rows if self._streamed else self._rows * self._steps
-        self._piece = Data(*(None if x is None else x[:rows] for x in self._data))  # type: ignore[arg-type]
+        self._piece = self._data.take(slice(rows))
         if not self._streamed:
             self._trainer.bind(self._piece, self._rows)
 

@@ -358,9 +358,8 @@ class Perceptron(BaseEstimator):
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
             )
-        weights = data.weights
-        train_weights, held_weights = (None, None) if weights is None else (weights[train], weights[held])
-        return Data(data.X[train], data.y[train], train_weights), (data.X[held], y[held], held_weights)
+        X_held, _, weights_held = data.take(held)
+        return data.take(train), (X_held, y[held], weights_held)
 
     def _score_of(self, X: Any, y: Array, weights: Array | None) -> float:
         """A score for early stopping; NaN where predictions are not finite."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -31,12 +31,16 @@ class Data(NamedTuple):
     #: How much each row counts, shape (rows,); None where all count 1.
     weights: Array | None = None
 
+    def take(self, rows: Any) -> Data:
+        """Some of the rows, by their numbers or a slice."""
+        return Data(self.X[rows], self.y[rows], None if self.weights is None else self.weights[rows])
+
 
 def batches(data: Data, order: Array, size: int) -> Iterator[Data]:
     """The batches of an epoch over rows in an order; sparse ones are made dense a batch at a time."""
     for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        yield Data(dense(data.X[rows]), data.y[rows], None if data.weights is None else data.weights[rows])
+        batch = data.take(order[start : start + size])
+        yield batch._replace(X=dense(batch.X))
 
 
 class Trainer:
