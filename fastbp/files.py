@@ -149,7 +149,7 @@ def describe(model: Sequential) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _describe(model: Sequential) -> tuple[dict[str, Any], dict[str, Any]]:
-    arrays = {f"{path}{name}": layer.__dict__[name] for path, layer in _layers_of(model) for name in layer.arrays()}
+    arrays = {f"layers.{path}": layer.__dict__[name] for path, (layer, name) in model.places().items()}
     if model.optimizer is not None:
         arrays |= {f"optimizer.{name}": model.optimizer.__dict__[name] for name in model.optimizer.state}
     about = {
@@ -174,12 +174,6 @@ def schedule_of(model: Sequential) -> Schedule:
     """The optimizer's schedule where it is one that learns; otherwise one that does not."""
     schedule = None if model.optimizer is None else model.optimizer.schedule
     return schedule if isinstance(schedule, Schedule) else Schedule()
-
-
-def _layers_of(model: Sequential) -> Iterator[tuple[str, Layer]]:
-    """All layers, each with the beginning of its tensors' names."""
-    for place, layer in enumerate(model.layers):
-        yield from layer.walk(f"layers.{place}.")
 
 
 def _describe_part(part: Part | None) -> dict[str, Any] | None:
@@ -287,9 +281,8 @@ def rebuild(
         engine=choice(engine, otherwise=otherwise, precision=about.get("precision", "fp32")),
         dtype=about["dtype"],
     )
-    for path, layer in _layers_of(model):
-        for name in layer.arrays():
-            _fill(model.engine, layer.__dict__[name], tensors[f"{path}{name}"], f"{path}{name}")
+    for path, (layer, name) in model.places().items():
+        _fill(model.engine, layer.__dict__[name], tensors[f"layers.{path}"], f"layers.{path}")
     if model.optimizer is not None:
         for name in model.optimizer.state:
             _fill(model.engine, model.optimizer.__dict__[name], tensors[f"optimizer.{name}"], f"optimizer.{name}")
