@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import importlib.util
-import math
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastbp.info import blas_libraries, pins
+from fastbp.machine import cpu_name, usable_cores, version_of
 
-__all__ = ["Look", "Roofs", "attainable", "doubts", "load_average", "look", "machine", "measure_roofs", "usable_cores"]
+__all__ = ["Look", "Roofs", "attainable", "doubts", "load_average", "look", "machine", "measure_roofs"]
 
 PACKAGES = ["fastbp", "numpy", "numba", "scipy", "cupy", "torch", "jax", "scikit-learn"]
 CHAINS = 12
@@ -28,26 +25,8 @@ PINNING = "OPENBLAS_", "OMP_", "MKL_", "NUMBA_NUM", "BLIS_", "FASTBP_"
 COPIES = [1 << n for n in range(14, 27, 3)]  # bytes that are read, and as many written
 
 
-def usable_cores() -> int:
-    """The cores that this process may use, after affinity and a container's quota."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.is_file():
-        limit, _, period = quota.read_text().partition(" ")
-        if limit.isdecimal():
-            cores = min(cores, max(1, math.ceil(int(limit) / int(period))))
-    return cores
-
-
 def machine() -> dict[str, Any]:
     """The date, and what identifies the machine and the software."""
-
-    def installed_version(name: str) -> str | None:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-
     return {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "cpu": cpu_name(),
@@ -59,15 +38,8 @@ def machine() -> dict[str, Any]:
         ],
         "pinned": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(PINNING)},
         "python": platform.python_version(),
-        "versions": {name: installed_version(name) for name in PACKAGES},
+        "versions": {name: version_of(name) for name in PACKAGES},
     }
-
-
-def cpu_name() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 class Roofs(NamedTuple):

@@ -11,14 +11,11 @@ import contextlib
 import copy
 import functools
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import logging
 import math
 import os
 import platform
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +28,7 @@ import numpy as np
 from .files import write_bytes
 from .kernels.engine import Engine
 from .losses import Loss
+from .machine import cpu_name, usable_cores, version_of
 from .memory import Memory
 from .selection import brought, engine, engines
 from .threads import limited_threads
@@ -40,7 +38,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .network import Network
 
-__all__ = ["INSTALL", "Step", "fastest", "folder", "kept_choices", "usable_cores"]
+__all__ = ["INSTALL", "Step", "fastest", "folder", "kept_choices"]
 
 SECONDS = 0.5  # what all timed replays may take together
 PIECE = 1e-3  # seconds, what one of them should take
@@ -252,35 +250,16 @@ def rounded(n: int) -> int:
 @functools.cache
 def here() -> Here:
     """This machine, its versions and its engines, as this process found them first."""
-    modules = [module for module in ("numba", "scipy", "cupy") if importlib.util.find_spec(module)]
-    versions = {"fastbp": __version__, "numpy": np.__version__} | {module: _version(module) for module in modules}
+    versions = {"fastbp": __version__, "numpy": np.__version__}
+    versions |= {name: version for name in ("numba", "scipy", "cupy") if (version := version_of(name))}
     available = {info.name: info.device for info in engines() if info.available}
     for name, entries in brought().items():
         for dist in (entry.dist for entry in entries if name in available):
             if dist is not None:
                 versions[dist.name] = dist.version
     settings = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
-    machine = platform.node(), platform.machine(), _processor(), f"{usable_cores()} cores", *settings
+    machine = platform.node(), platform.machine(), cpu_name(), f"{usable_cores()} cores", *settings
     return Here(", ".join(machine), versions, available)
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError, StopIteration):  # where there is such a file
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
-    return platform.processor()
-
-
-def _version(module: str) -> str:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(module)
-    owners = importlib.metadata.packages_distributions()  # slow; for packages that have another name than their module
-    return importlib.metadata.version(owners[module][0]) if module in owners else "?"
 
 
 def folder() -> Path | None:

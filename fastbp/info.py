@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import auto
+from .machine import usable_cores, version_of
 from .selection import engines
 from .version import __version__
 
@@ -23,14 +23,14 @@ CHOICES = 20  # of auto, how many are printed
 
 def print_info() -> None:
     """Print versions, cores, engines, their choices and BLAS libraries, and warn of variables that slow these down."""
-    owners = importlib.metadata.packages_distributions()
+    found = engines()
     print(f"fastbp   {__version__}")
     print(f"python   {platform.python_version()}, {platform.platform()}")
     for module in ("numpy", "numba", "scipy", "cupy"):
-        print(f"{module:8} {importlib.metadata.version(owners[module][0]) if module in owners else 'not installed'}")
-    print(f"cores    {os.cpu_count()}, of which this process may use {auto.usable_cores()}")
+        print(f"{module:8} {version_of(module) or 'not installed'}")
+    print(f"cores    {os.cpu_count()}, of which this process may use {usable_cores()}")
     print("engines")
-    for entry in engines():
+    for entry in found:
         print(f"  {entry.name:8} {entry.device:5} {'available' if entry.available else entry.why_not}")
     place = auto.folder()
     print(f"auto     keeps what it chose in {place or f'memory; to keep it on disk: {auto.INSTALL}'}")
@@ -45,7 +45,7 @@ def print_info() -> None:
         )
     if not libraries:
         print("  unknown; to see it: pip install 'fastbp[cli]'")
-    if any(entry.name == "numba" and entry.available for entry in engines()):
+    if any(entry.name == "numba" and entry.available for entry in found):
         from .kernels.numba_blas import BLAS_IS_NUMPYS
 
         print(f"  engine numba calls that of {'NumPy' if BLAS_IS_NUMPYS else 'SciPy'}")

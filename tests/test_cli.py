@@ -15,6 +15,7 @@ from fastbp.__main__ import main
 from fastbp.files import read_metadata
 from fastbp.info import pins
 from fastbp.kernels import numpy_engine
+from fastbp.machine import usable_cores
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +244,14 @@ def test_info(capsys):
         from fastbp.kernels.numba_blas import BLAS_IS_NUMPYS
 
         assert f"engine numba calls that of {'NumPy' if BLAS_IS_NUMPYS else 'SciPy'}\n" in text
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("50000 100000", 1), ("max 100000", None), ("99999999 100000", None)])
+def test_cores_are_those_that_a_container_may_use(quota, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastbp.machine.QUOTA", tmp_path / "cpu.max")
+    without = usable_cores()
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert usable_cores() == (cores or without)
 
 
 def test_info_warns_of_a_pinned_blas(monkeypatch):
