@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
 
 from .boundary import as_choice, as_number
 from .kernels.engine import Engine
-from .kernels.ops import Array
+from .kernels.ops import OPS, Array
 from .layers import Layer
 from .part import Setting
 
@@ -15,26 +14,24 @@ __all__ = ["ELU", "GELU", "Activation", "Identity", "LeakyReLU", "ReLU", "SiLU",
 
 
 class Activation(Layer):
-    """A layer that computes by two ops, ``op + "_forward"`` and ``op + "_backward"``."""
+    """A layer that computes by two ops, ``op + "_forward"`` and ``op + "_backward"``, whose rows say what they read."""
 
     op: str
-    #: What the op backward reads: the inputs, or the output, so that nobody needs the inputs any more.
-    reads: ClassVar[str] = "output"
-    #: Names of the settings that both ops take.
-    numbers: ClassVar[tuple[str, ...]] = ()
 
     def forward(self, x: Array) -> Array:
         self.inputs = self.read(x)
-        self.output = getattr(self.engine, f"{self.op}_forward")(self.inputs, *self._settings())
+        self.output = self.engine.call(OPS[f"{self.op}_forward"], self.inputs, *self._settings())
         return self.output
 
     def backward(self, dvalues: Array) -> Array:
-        read = getattr(self, self.reads)
-        self.dinputs = getattr(self.engine, f"{self.op}_backward")(self.read_gradient(dvalues), read, *self._settings())
+        op = OPS[f"{self.op}_backward"]
+        seen = self.output if op.inputs[1].name == "y" else self.inputs
+        self.dinputs = self.engine.call(op, self.read_gradient(dvalues), seen, *self._settings())
         return self.dinputs
 
     def _settings(self) -> list[Array]:
-        return [self.engine.scalar(getattr(self, name)) for name in self.numbers]
+        """What both ops take besides arrays: the attributes that are named as their arguments."""
+        return [self.engine.scalar(getattr(self, arg.name)) for arg in OPS[f"{self.op}_forward"].inputs[1:]]
 
 
 class Identity(Layer):
@@ -94,7 +91,6 @@ class LeakyReLU(Activation):
 
     op = "leaky_relu"
     rectifies = True
-    numbers = ("negative_slope",)
     negative_slope = Setting(as_number, default=0.01)
 
     def __init__(self, negative_slope: float = 0.01, *, engine: str | Engine | None = None) -> None:
@@ -123,7 +119,6 @@ class ELU(Activation):
 
     op = "elu"
     rectifies = True
-    numbers = ("alpha",)
     alpha = Setting(as_number, default=1.0)
 
     def __init__(self, alpha: float = 1.0, *, engine: str | Engine | None = None) -> None:
@@ -150,7 +145,6 @@ class GELU(Activation):
     array([[-0.0833,  0.5   ,  1.0833]])
     """
 
-    reads = "inputs"
     rectifies = True
     approximate = Setting(partial(as_choice, choices=("none", "tanh")), default="none")
 
@@ -177,7 +171,6 @@ class SiLU(Activation):
     """
 
     op = "silu"
-    reads = "inputs"
     rectifies = True
 
 
@@ -234,9 +227,7 @@ class Softplus(Activation):
     """
 
     op = "softplus"
-    reads = "inputs"
     rectifies = True
-    numbers = "beta", "threshold"
     beta = Setting(partial(as_number, above=0), default=1.0)
     threshold = Setting(as_number, default=20.0)
 
