@@ -50,9 +50,6 @@ class Rule(NamedTuple):
         return cls(tuple(map(Pattern.parse, parts.split(";"))), Pattern.parse(fused))
 
 
-# the activations whose slope is known from their output, and what they are told
-BENT = {"leaky_relu": " negative_slope", "elu": " alpha", "tanh": "", "sigmoid": ""}
-
 RULES = tuple(
     map(
         Rule.parse,
@@ -60,11 +57,14 @@ RULES = tuple(
             "dense_forward x w b -> z; relu_forward z -> y => dense_relu_forward x w b -> y",
             "dense_input_grad dz w -> dy; relu_backward dy y -> dx => dense_relu_input_grad dz w y -> dx",
             "dense_relu_input_grad dz w y -> dx; dense_bias_grad dx -> db => dense_relu_grads dz w y -> dx db",
-            *[
-                f"dense_input_grad dz w -> dy; {name}_backward dy y{setting} -> dx; dense_bias_grad dx -> db"
-                f" => dense_{name}_grads dz w y{setting} -> dx db"
-                for name, setting in BENT.items()
-            ],
+            "dense_input_grad dz w -> dy; leaky_relu_backward dy y slope -> dx; dense_bias_grad dx -> db"
+            " => dense_leaky_relu_grads dz w y slope -> dx db",
+            "dense_input_grad dz w -> dy; elu_backward dy y alpha -> dx; dense_bias_grad dx -> db"
+            " => dense_elu_grads dz w y alpha -> dx db",
+            "dense_input_grad dz w -> dy; tanh_backward dy y -> dx; dense_bias_grad dx -> db"
+            " => dense_tanh_grads dz w y -> dx db",
+            "dense_input_grad dz w -> dy; sigmoid_backward dy y -> dx; dense_bias_grad dx -> db"
+            " => dense_sigmoid_grads dz w y -> dx db",
             "dense_forward x w b -> z; softmax_cross_entropy z t total -> dz"
             " => dense_softmax_cross_entropy x w b t total -> dz",
             "dense_softmax_cross_entropy x w b t total -> dz; dense_relu_grads dz w x -> dx db"

@@ -64,6 +64,19 @@ def _places_read(arrays: Mapping[str, Array], _: Mapping[str, int]) -> tuple[str
 # what an activation may give, where that is not any number
 ACTIVATED = {"relu": rectified, "elu": between(-0.8, 3), "tanh": between(-1, 1), "sigmoid": uniform}
 
+# what each activation is told, and what its backward op reads: its output, or else its input
+ACTIVATIONS = [
+    ("relu", "", "y"),
+    ("leaky_relu", " negative_slope:s[1]", "y"),
+    ("elu", " alpha:s[1]", "y"),
+    ("tanh", "", "y"),
+    ("sigmoid", "", "y"),
+    ("gelu", "", "x"),
+    ("gelu_tanh", "", "x"),
+    ("silu", "", "x"),
+    ("softplus", " beta:s[1] threshold:s[1]", "x"),
+]
+
 OPS: dict[str, Op] = {
     op.name: op
     for op in [
@@ -90,17 +103,7 @@ OPS: dict[str, Op] = {
         # activations
         *[
             op
-            for name, settings, reads in [
-                ("relu", "", "y"),
-                ("leaky_relu", " negative_slope:s[1]", "y"),
-                ("elu", " alpha:s[1]", "y"),
-                ("tanh", "", "y"),
-                ("sigmoid", "", "y"),
-                ("gelu", "", "x"),
-                ("gelu_tanh", "", "x"),
-                ("silu", "", "x"),
-                ("softplus", " beta:s[1] threshold:s[1]", "x"),
-            ]
+            for name, settings, reads in ACTIVATIONS
             for op in (
                 Op(f"{name}_forward", f"x:f[B,N]{settings} -> y:f[B,N]", _per_element(1 if "relu" in name else 8)),
                 Op(
@@ -219,21 +222,16 @@ OPS: dict[str, Op] = {
         # two or three of the above in one; `fusion.RULES` says which
         Op("dense_relu_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> y:f[B,N]", _product, room=_of_products),
         Op("dense_relu_input_grad", "dz:f[B,N] w:f[K,N] y:f[B,K] -> dx:f[B,K]", _product, room=_of_products),
-        Op("dense_relu_grads", "dz:f[B,N] w:f[K,N] y:f[B,K] -> dx:f[B,K] db:f[1,K]", _product, room=_of_products),
         *[
             Op(
                 f"dense_{name}_grads",
-                f"dz:f[B,N] w:f[K,N] y:f[B,K]{setting} -> dx:f[B,K] db:f[1,K]",
+                f"dz:f[B,N] w:f[K,N] y:f[B,K]{settings} -> dx:f[B,K] db:f[1,K]",
                 _product,
                 {"y": ACTIVATED.get(name, normal)},
                 room=_of_products,
             )
-            for name, setting in [
-                ("leaky_relu", " negative_slope:s[1]"),
-                ("elu", " alpha:s[1]"),
-                ("tanh", ""),
-                ("sigmoid", ""),
-            ]
+            for name, settings, reads in ACTIVATIONS
+            if reads == "y"
         ],
         Op("dense_weight_sgd", "x:f[B,K] dz:f[B,N] w!:f[K,N] lr:s[1] ->", _product, room=_of_products),
         Op("dense_bias_sgd", "dz:f[B,N] b!:f[1,N] lr:s[1] ->", _per_element(1)),
