@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .fusion import RULES
+from .fusion import FUSED
 from .kernels.engine import Call, Engine
 from .kernels.formulas import FORMULAS
 from .kernels.op import USUAL, normal
@@ -168,7 +168,7 @@ def _check_op(engine: Engine, op: Op) -> Iterator[Result]:
         yield Result(op.name, "kernel", "failed", message=f"supports: {message_of(error)}")
         return
     if not supported:
-        must = choose_engine("numpy").supports(op) and op.name not in {rule.fused.op.name for rule in RULES}
+        must = choose_engine("numpy").supports(op) and op.name not in FUSED
         yield (
             Result(op.name, "kernel", "failed", message="there is no kernel for it")
             if must

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 from .kernels.engine import Call, Engine
 from .kernels.ops import OPS, Array, Op
 
-__all__ = ["RULES", "Rule", "fuse"]
+__all__ = ["FUSED", "RULES", "Rule", "fuse"]
 
 Memory: TypeAlias = Any  # an array, or the name of a slot
 
@@ -77,6 +77,9 @@ RULES = tuple(
         ],
     )
 )
+
+#: Names of the fused ops, which an engine need not have.
+FUSED = frozenset(rule.fused.op.name for rule in RULES)
 
 
 class Addresses:
