@@ -85,11 +85,11 @@ class Checkpoints:
                 f"{self._path} must be a checkpoint of fit with the callbacks {self._names}; "
                 "remove it, or pass resume=False"
             )
-        kinds = {type(part).__name__: type(part) for part in _parts(self._model)}
+        kinds = {type(part).__name__: type(part) for part in self._model.parts()}
         with explained(self._path):
             engine, done, over, told = self._engine(fit), int(fit["done"]), bool(fit["over"]), list(fit["callbacks"])
             then = rebuild(about, tensors, engine, kinds)
-        for here, there in itertools.zip_longest(_parts(self._model), _parts(then)):
+        for here, there in itertools.zip_longest(self._model.parts(), then.parts()):
             if type(here) is not type(there) or _made_of(here) != _made_of(there):
                 raise ValueError(f"{self._path} is a checkpoint of another model: it has {there!r}, this one {here!r}")
         if then.dtype != self._model.dtype:
@@ -98,7 +98,7 @@ class Checkpoints:
             )
         self._model.keep_to(engine)
         with self._model.turns:
-            for here, there in zip(_parts(self._model), _parts(then), strict=True):
+            for here, there in zip(self._model.parts(), then.parts(), strict=True):
                 _take_over(here, there)
         self._model.history, self._model.batches = then.history, then.batches
         self._model.set_random_state(about["random"])
@@ -117,10 +117,6 @@ class Checkpoints:
         return self._model.engine
 
 
-def _parts(model: Sequential) -> list[Part]:
-    return [part for part in (*model.walk(), model.loss, model.optimizer) if part is not None]
-
-
 def _made_of(part: Any) -> Any:
     """What a part, or an argument of its constructor, is in each run: all but settings, which may change."""
     if isinstance(part, list | tuple):
@@ -130,7 +126,7 @@ def _made_of(part: Any) -> Any:
     config = {
         name: _made_of(value)
         for name, value in part.config().items()
-        if name not in ("init", "lr", "schedule") and not isinstance(getattr(type(part), name, None), Setting)
+        if name not in ("init", "lr", "schedule") and name not in part.declared(Setting)
     }
     arrays = () if isinstance(part, Optimizer) else part.arrays()  # an optimizer's depend on what is frozen
     shapes = [getattr(part.__dict__.get(name), "shape", None) for name in arrays]
