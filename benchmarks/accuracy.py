@@ -94,8 +94,7 @@ class ByFastbp:
         return [layer.weights for layer in self.model.layers if hasattr(layer, "weights")]
 
     def predict(self, X: Array) -> Array:
-        labels: Array = self.model.predict(X)
-        return labels
+        return self.model.predict(X)
 
 
 def contenders(engines: Sequence[Engine], libraries: Sequence[str] = ()) -> dict[str, Callable[[Task], Trainer]]:

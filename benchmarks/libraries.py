@@ -108,8 +108,7 @@ class ByTorch:
         import torch
 
         with torch.no_grad():
-            labels: Array = self.model(torch.from_numpy(X)).argmax(1).numpy()
-        return labels
+            return self.model(torch.from_numpy(X)).argmax(1).numpy()
 
 
 class ByTorchCompile(ByTorch):
@@ -206,12 +205,10 @@ class BySklearn:
         self.model.partial_fit(*data)
 
     def weights(self) -> list[Array]:
-        weights: list[Array] = self.model.coefs_
-        return weights
+        return self.model.coefs_
 
     def predict(self, X: Array) -> Array:
-        labels: Array = self.model.predict(X)
-        return labels
+        return self.model.predict(X)
 
 
 LIBRARIES: dict[str, Callable[[Task], Trainer]] = {

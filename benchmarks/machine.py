@@ -164,10 +164,10 @@ def multiply_add_chains() -> Callable[[int, Any], float]:
 
     @numba.njit  # type: ignore[untyped-decorator]
     def run(n: int, x: float) -> float:
-        return chains(n, x)  # type: ignore[no-any-return]
+        return chains(n, x)
 
     run(1, np.float32(0.5))
-    return run  # type: ignore[no-any-return]
+    return run
 
 
 def doubts(looks: Sequence[Look], load: float | None) -> list[str]:

@@ -37,8 +37,7 @@ def network_of(model: Any) -> Sequential:
         raise TypeError(f"model must be a fastbp Sequential or estimator, got {type(model).__name__}")
     if not hasattr(model, "coefs_"):
         raise ValueError(f"{model!r} is not fitted yet")
-    network: Sequential = model._network()
-    return network
+    return model._network()
 
 
 def to_torch(model: Sequential | Perceptron, *, share: bool = False) -> Any:

@@ -72,8 +72,7 @@ class CrossEntropy(Loss):
         return targets, weights
 
     def decide(self, outputs: Array) -> Array:
-        labels: Array = outputs.argmax(axis=1)
-        return labels
+        return outputs.argmax(axis=1)
 
     def decide_targets(self, targets: Array) -> Array:
         return targets.argmax(axis=1) if targets.ndim == 2 else targets
@@ -154,18 +153,15 @@ class SoftmaxCrossEntropy(CrossEntropy):
     """
 
     def gradient(self, outputs: Array, targets: Array, weights: Array | None, total: Array) -> Array:
-        gradient: Array
         if self._plain and weights is None and targets.ndim == 1:
-            gradient = self.engine.softmax_cross_entropy(outputs, targets, total)
-            return gradient
+            return self.engine.softmax_cross_entropy(outputs, targets, total)
         labels = targets.ndim == 1
         op = self.engine.weighted_softmax_cross_entropy if labels else self.engine.soft_softmax_cross_entropy
         self.costs, gradient = op(outputs, targets, *self._options(outputs, weights), total)
         return gradient
 
     def probabilities(self, outputs: Array) -> Array:
-        probabilities: Array = self.engine.softmax_forward(outputs)
-        return probabilities
+        return self.engine.softmax_forward(outputs)
 
 
 class CategoricalCrossEntropy(CrossEntropy):
@@ -190,11 +186,9 @@ class CategoricalCrossEntropy(CrossEntropy):
     """
 
     def gradient(self, outputs: Array, targets: Array, weights: Array | None, total: Array) -> Array:
-        gradient: Array
         if self._plain and weights is None and targets.ndim == 1:
             self.costs = self.engine.cross_entropy_forward(outputs, targets, total)
-            gradient = self.engine.cross_entropy_backward(outputs, targets)
-            return gradient
+            return self.engine.cross_entropy_backward(outputs, targets)
         rows = targets if targets.ndim == 2 else self.engine.one_hot(targets, outputs)
         self.costs, gradient = self.engine.soft_cross_entropy(outputs, rows, *self._options(outputs, weights), total)
         return gradient

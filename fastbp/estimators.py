@@ -251,8 +251,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
                     f"`y` has classes not in `self.classes_`: {unique_labels(y)} in place of {self.classes_}"
                 )
             if len(self.classes_) > 2:
-                labels: Array = places.astype(np.int64, copy=False)
-                return labels
+                return places.astype(np.int64, copy=False)
             rows = places.astype(np.float64).reshape(-1, 1)
         return rows * (1 - self.label_smoothing) + self.label_smoothing / 2
 

@@ -343,8 +343,7 @@ def next_order(estimator: Any, order: Array, seeded: bool) -> Array:
         return first_order(estimator.random_state, len(order))
     shuffled = np.arange(len(order))
     estimator._random_state.shuffle(shuffled)
-    shuffled_again: Array = order[shuffled]
-    return shuffled_again
+    return order[shuffled]
 
 
 @functools.lru_cache(maxsize=8)

@@ -25,8 +25,7 @@ def is_sparse(x: Any) -> bool:
 
 def dense(x: Any) -> Array:
     """`x`, or what it holds where it is sparse."""
-    array: Array = native(x.toarray()) if is_sparse(x) else x
-    return array
+    return native(x.toarray()) if is_sparse(x) else x
 
 
 def in_bounds(x: Any, name: str = "X") -> Any:

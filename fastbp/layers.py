@@ -47,8 +47,7 @@ class Parameter:
             return self
         if self.name not in layer.__dict__:
             layer.draw_to_look()
-        array: Array = layer.__dict__[self.name]
-        return array
+        return layer.__dict__[self.name]
 
     def __set__(self, layer: Layer, value: Any) -> None:
         array = real_array(value, self.name)
@@ -423,8 +422,7 @@ class Softmax(Layer):
         array, shape (batch, classes, classes)
             ``diag(p) - outer(p, p)``. `backward` multiplies by it without building it.
         """
-        jacobian: Array = self.engine.softmax_jacobian(self.output)
-        return jacobian
+        return self.engine.softmax_jacobian(self.output)
 
 
 class Dropout(Layer):

@@ -149,7 +149,6 @@ class Loss(Part):
         """`gradient` by an op that takes outputs, targets, rows' weights, settings, whether for a mean, and `total`."""
         weights = self.row_weights(weights, outputs.shape[0])
         mean = self.engine.scalar(self.reduction == "mean")
-        gradient: Array
         self.costs, gradient = getattr(self.engine, op)(outputs, targets, weights, *settings, mean, total)
         return gradient
 
@@ -283,8 +282,7 @@ class Poisson(Loss):
 
     def decide(self, outputs: Array) -> Array:
         with np.errstate(over="ignore"):
-            rates: Array = np.exp(outputs) if self.log_input else outputs
-        return rates
+            return np.exp(outputs) if self.log_input else outputs
 
 
 class BinaryCrossEntropy(Loss):
@@ -340,8 +338,7 @@ class BinaryCrossEntropy(Loss):
         return (targets > 0.5).astype(np.int64)
 
     def probabilities(self, outputs: Array) -> Array:
-        probabilities: Array = self.engine.sigmoid_forward(outputs)
-        return probabilities
+        return self.engine.sigmoid_forward(outputs)
 
 
 def _pos_weight(value: Any, name: str) -> float | tuple[float, ...] | None:

@@ -115,8 +115,7 @@ class Optimizer(Part):
     @property
     def lr(self) -> float:
         """The learning rate, or what a schedule starts from; it may change at any time."""
-        lr: float = self.__dict__["lr"]
-        return lr
+        return self.__dict__["lr"]
 
     @lr.setter
     def lr(self, lr: float) -> None:
@@ -126,8 +125,7 @@ class Optimizer(Part):
     @property
     def schedule(self) -> Rates | None:
         """Learning rates in the course of training; it may change between calls of ``fit``."""
-        schedule: Rates | None = self.__dict__["schedule"]
-        return schedule
+        return self.__dict__["schedule"]
 
     @schedule.setter
     def schedule(self, schedule: Rates | None) -> None:

@@ -44,8 +44,7 @@ def as_schedule(value: Any, name: str) -> Rates:
     """Check something that is called as a schedule is."""
     if not callable(value) or isinstance(value, type):
         raise TypeError(f"{name} must be a fastbp.Schedule or a function of (epochs, lr), got {value!r}")
-    schedule: Rates = value
-    return schedule
+    return value
 
 
 class Schedule(Part):
@@ -125,8 +124,7 @@ class StepLR(Schedule):
 
     def __call__(self, epochs: Times, lr: float) -> Times:
         falls = np.floor(epochs / self.step_size + 1e-9)  # 0.3 / 0.1 is a little below 3
-        rates: Times = lr * self.gamma**falls
-        return rates
+        return lr * self.gamma**falls
 
 
 class CosineAnnealingLR(Schedule):
@@ -422,5 +420,4 @@ def _line(start: float, end: float, share: Times) -> Times:
 
 
 def _cosine(start: float, end: float, share: Times) -> Times:
-    values: Times = end + (start - end) * (1 + np.cos(np.pi * share)) / 2
-    return values
+    return end + (start - end) * (1 + np.cos(np.pi * share)) / 2

@@ -129,8 +129,7 @@ class Recorder(OpCaller):
         if memory is not None:
             handle.memory = memory
         self._wanted.add(id(handle))
-        wanted: Array = handle.memory
-        return wanted
+        return handle.memory
 
     def tape(self) -> Tape:
         """The recording, without the calls that nothing reads; ends it."""

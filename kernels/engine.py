@@ -100,8 +100,7 @@ class Engine(OpCaller):
         array = real_array(x)
         if array.flags.carray and (dtype is None or dtype == array.dtype):
             return array  # as `require` would after a while
-        required: Array = np.require(array, dtype, ["C", "A"])
-        return required
+        return np.require(array, dtype, ["C", "A"])
 
     def resident(self, x: Any) -> Array | None:
         """A user's array that lies in memory which this engine has apart from the host's, at any stride, or None."""
@@ -136,8 +135,7 @@ class Engine(OpCaller):
         size = int(np.prod(shape)) * dtype.itemsize
         block = np.empty(size + 256, np.uint8)
         start = -block.ctypes.data % 256
-        array: Array = block[start : start + size].view(dtype).reshape(shape)
-        return array
+        return block[start : start + size].view(dtype).reshape(shape)
 
     def buffer(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Memory for what passes between two calls of a recording, at the strides that this engine likes."""
@@ -184,8 +182,7 @@ class Engine(OpCaller):
 
     def span(self, array: Array) -> tuple[int, int]:
         """The first address of an array of this engine, and the one behind its last."""
-        bounds: tuple[int, int] = np.lib.array_utils.byte_bounds(array)
-        return bounds
+        return np.lib.array_utils.byte_bounds(array)
 
     def supports(self, op: Op) -> bool:
         """Whether this engine has a kernel for `op`."""

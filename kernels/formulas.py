@@ -18,13 +18,11 @@ __all__ = ["FORMULAS"]
 
 def softmax(z: Array) -> Array:
     e = np.exp(z - z.max(1, keepdims=True))
-    p: Array = e / e.sum(1, keepdims=True)
-    return p
+    return e / e.sum(1, keepdims=True)
 
 
 def sigmoid(x: Array) -> Array:
-    y: Array = 1 / (1 + np.exp(-x))
-    return y
+    return 1 / (1 + np.exp(-x))
 
 
 @np.vectorize
@@ -39,8 +37,7 @@ def gelu_tanh_backward(dy: Array, x: Array) -> tuple[Array, ...]:
 
 
 def product(a: Array, b: Array) -> Array:
-    c: Array = (a[:, :, None] * b).sum(1)
-    return c
+    return (a[:, :, None] * b).sum(1)
 
 
 def relu_input_grad(dz: Array, w: Array, y: Array) -> tuple[Array, ...]:
@@ -63,8 +60,7 @@ def grads_through(name: str) -> Callable[..., tuple[Array, ...]]:
 
 
 def one_hot(t: Array, p: Array) -> Array:
-    rows: Array = np.eye(p.shape[1])[t]
-    return rows
+    return np.eye(p.shape[1])[t]
 
 
 def shuffled(keys: list[int], size: int) -> Array:
@@ -135,8 +131,7 @@ def softmax_cross_entropy(z: Array, t: Array, total: Array) -> tuple[Array, ...]
 
 def logits_costs(z: Array) -> Array:
     z = z - z.max(1, keepdims=True)
-    costs: Array = np.log(np.exp(z).sum(1, keepdims=True)) - z
-    return costs
+    return np.log(np.exp(z).sum(1, keepdims=True)) - z
 
 
 def cross_entropy_of_rows(

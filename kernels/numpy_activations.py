@@ -155,14 +155,12 @@ def softplus_backward(dy: Array, x: Array, beta: Array, threshold: Array, dx: Ar
 
 def like(x: Array, scratch: Array, n: int) -> Array:
     """Room for `n` arrays such as x, at the start of the scratch."""
-    arrays: Array = scratch[: n * x.size].reshape(n, *x.shape)
-    return arrays
+    return scratch[: n * x.size].reshape(n, *x.shape)
 
 
 def positive(x: Array, scratch: Array, than: float = 0.0) -> Array:
     """Where x is larger."""
-    larger: Array = np.greater(x, x.dtype.type(than), out=scratch.view(bool)[: x.size].reshape(x.shape))
-    return larger
+    return np.greater(x, x.dtype.type(than), out=scratch.view(bool)[: x.size].reshape(x.shape))
 
 
 def normal_cdf(x: Array, p: Array, scratch: Array) -> None:

@@ -277,8 +277,7 @@ def weighted_sum(q: Array, x: Array, scratch: Array) -> Array:
     nothing = scratch[2 * q.size :].view(bool)[: q.size].reshape(q.shape)
     np.multiply(q, x, out=terms)
     np.copyto(terms, 0, where=np.equal(q, 0, out=nothing))
-    sums: Array = terms.sum(axis=1)
-    return sums
+    return terms.sum(axis=1)
 
 
 def finish(cost: Array, d: Array, weights: Array, scale: float, total: Array) -> None:

@@ -191,8 +191,7 @@ def rectified(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) 
 
 def probabilities(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Array:
     weights = rng.uniform(0.01, 1, shape)
-    normalised: Array = weights / weights.sum(axis=1, keepdims=True)
-    return normalised
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def order(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Array:
