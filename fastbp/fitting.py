@@ -7,7 +7,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy.optimize
@@ -52,27 +52,6 @@ ACTIVATIONS: dict[str, Callable[[], Layer] | None] = {
     "silu": SiLU,
     "elu": ELU,
     "leaky_relu": LeakyReLU,
-}
-
-
-class Output(NamedTuple):
-    """A loss on the last layer's output, and how scikit-learn counts it, for a number of outputs."""
-
-    loss: Callable[..., Loss]
-    #: What the mean is multiplied by in the loss.
-    share: Callable[[int], float]
-    #: What it is multiplied by in the gradient.
-    slope: Callable[[int], float]
-    #: How often the loss counts each row.
-    width: Callable[[int], int]
-
-
-# By `out_activation_`. scikit-learn adds up the outputs of a row, but in the loss (not its gradient) of squared errors.
-OUTPUTS = {
-    "softmax": Output(SoftmaxCrossEntropy, lambda n: 1, lambda n: 1, lambda n: 1),
-    "logistic": Output(BinaryCrossEntropy, float, float, int),
-    "identity": Output(MeanSquaredError, lambda n: 0.5, lambda n: n / 2, int),
-    "exp": Output(Poisson, float, float, int),
 }
 
 
@@ -170,7 +149,7 @@ def build(
     coefs, intercepts : sequence of array
         Weights of shape (inputs, outputs), biases of shape (outputs,).
     out : str
-        The output's activation, one of `OUTPUTS`.
+        The output's activation: "softmax", "logistic", "identity" or "exp".
     dtype : dtype
     engine : str or Engine
     seed : int
@@ -186,10 +165,16 @@ def build(
         dense = Dense(*weights.shape, engine=engine)
         dense.weights, dense.biases = weights, biases[np.newaxis]
         layers.append(dense)
-    n_outputs, how = len(intercepts[-1]), OUTPUTS[out]
-    smoothing = {"label_smoothing": settings.label_smoothing} if out == "softmax" and settings.label_smoothing else {}
-    factors = how.share(n_outputs), how.slope(n_outputs), how.width(n_outputs)
-    loss = PenalizedLoss(how.loss(engine=engine, **smoothing), 0.0, *factors)
+    n = len(intercepts[-1])  # outputs
+    # scikit-learn adds up the outputs of a row, but in the loss (not its gradient) of squared errors
+    kind, share, slope, width = {
+        "softmax": (SoftmaxCrossEntropy, 1, 1, 1),
+        "logistic": (BinaryCrossEntropy, n, n, n),
+        "identity": (MeanSquaredError, 0.5, n / 2, n),
+        "exp": (Poisson, n, n, n),
+    }[out]
+    smoothing = {"label_smoothing": settings.label_smoothing} if out == "softmax" else {}
+    loss = PenalizedLoss(kind(engine=engine, **smoothing), 0.0, share, slope, width)
     return Sequential(layers, loss=loss, engine=engine, dtype=dtype, seed=seed, threads=settings.threads)
 
 
