@@ -284,6 +284,7 @@ class CallByCall:
         self._calls = calls
         self._scratch = engine.empty(*scratch_for(calls))
         self._bound: list[tuple[Callable[..., None], Sequence[Any]]] = []
+        self._has_slots = False
 
     def bind(self, **slots: Array) -> None:
         if not slots and self._bound:

@@ -26,6 +26,15 @@ def test_every_op_has_a_formula_and_a_kernel(engine):
     assert missing <= (FUSED if engine.name == "cupy" else set())
 
 
+def test_a_program_may_be_released_before_it_is_bound(engine):
+    x, z = (engine.zeros((2, 3), np.float64) for _ in range(2))
+    program = engine.program([Call(OPS["add"], ("X", x, z))])
+    program.release()
+    program.bind(X=engine.asarray(np.ones((2, 3))))
+    program.run(1)
+    assert_array_equal(engine.asnumpy(z), np.ones((2, 3)))
+
+
 @pytest.mark.parametrize(("engine", "op"), PAIRS, ids=[f"{e}-{op.name}" for e, op in PAIRS], indirect=["engine"])
 def test_promises(engine, op):
     report = fastbp.check(engine, [op.name])
