@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     from .selection import use as use
     from .tape import RecordingError as RecordingError
 
-# The imports above happen when a name is first used: `import fastbp` costs little more than NumPy alone.
+# Imported when a name is first used, so that `import fastbp` loads nothing else, not even NumPy.
 _HOMES = {
     "activations": ["ELU", "GELU", "Identity", "LeakyReLU", "ReLU", "Sigmoid", "SiLU", "Softplus", "Tanh"],
     "conformance": ["Report", "check"],
