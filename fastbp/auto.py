@@ -44,8 +44,8 @@ SECONDS = 0.5  # what all timed replays may take together
 PIECE = 1e-3  # seconds, what one of them should take
 STEPS = 256  # at most, of one of them
 ROUNDS, SURE = 20, 6  # how often each engine is timed; and how often those that are clearly slower
-CLEARLY = 1.5
-CALM = 0.8
+CLEARLY = 1.5  # times as long as the fastest: more than noise makes of the best of so many turns
+CALM = 0.8  # of the time; a process that has a core to itself works all of it, one that shares it with another half
 TINY = 1e-12  # the learning rate, so that weights stay numbers of the usual size, and BLAS does not skip a factor of 0
 WORK = 400_000_000  # rows times parameters of a step, beyond which it is timed with fewer rows
 

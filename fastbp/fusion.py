@@ -156,6 +156,7 @@ def _split_sgd(calls: Sequence[Call], addresses: Addresses) -> list[Call]:
 
 
 def _flat_sgd(call: Call) -> Call:
+    """The call, flat again where `_split_sgd` reshaped it."""
     if call.op is not OPS["sgd"]:
         return call
     parameters, gradients, lr = call.arguments

@@ -1,4 +1,4 @@
-"""The progress bar of `Sequential.fit` and of the command line."""
+"""A progress bar, by tqdm."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Batches and layers as plain loops and calls of `product`, for Numba to compile.
 
 A function here is named as its op in `ops.OPS`; it takes the op's inputs, then its outputs, and writes the outputs.
-`scratch` is room for what is in between: flat, of the float type, several times as long as any float argument.
+`scratch` is room for what is in between: flat, of the float type, as long as the op's `room` says.
 """
 
 from __future__ import annotations
