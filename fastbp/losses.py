@@ -19,8 +19,8 @@ __all__ = ["BinaryCrossEntropy", "Huber", "Loss", "MeanAbsoluteError", "MeanSqua
 class Loss(Part):
     """What training makes small.
 
-    A subclass computes with ops alone, in `gradient`; the same method serves for a call at once and for a recording. If
-    it has arrays of its own, which `state` names, these lie where that model computes to which it was given last.
+    A subclass computes with ops alone, in `gradient`; the same method serves for a call at once and for a recording.
+    Arrays named in `state` move to the engine of the model that the loss was last given to.
 
     `config` returns the arguments of the constructor, for files: `reduction`, and what a subclass adds to
     ``super().config()``.
@@ -31,6 +31,22 @@ class Loss(Part):
         What `forward` gives: the mean, where each row counts as often as its weight says; the sum; or, as an array,
         the losses of rows or elements. `backward` gives the gradient of the mean, or else of the sum.
     engine : str or Engine, optional
+
+    Examples
+    --------
+    The mean of the squared and the absolute error:
+
+    >>> import numpy as np, fastbp
+    >>> class Both(fastbp.Loss):
+    ...     def gradient(self, outputs, targets, weights, total):
+    ...         squared = self.elementwise("mean_squared_error", outputs, targets, weights, total)
+    ...         absolute = self.elementwise("mean_absolute_error", outputs, targets, weights, total)
+    ...         return self.engine.scale(self.engine.add(squared, absolute), self.engine.scalar(0.5))
+    >>> loss = Both()
+    >>> loss.forward(np.array([[3.0], [1.0]]), np.array([[1.0], [1.0]]))
+    1.5
+    >>> fastbp.gradcheck(loss, np.array([[3.0], [1.0]]), np.array([[1.0], [2.0]]))
+    True
     """
 
     #: Whether there are classes to predict.
@@ -56,6 +72,10 @@ class Loss(Part):
         weights : array, shape (batch,), or None
             How much each row counts; None where all count 1.
         total : array, shape (2,) of float64
+
+        Returns
+        -------
+        array, shape (batch, width)
         """
         raise NotImplementedError(f"{type(self).__name__} must define gradient(outputs, targets, weights, total)")
 

@@ -48,6 +48,7 @@ class OpCaller:
     """Whatever layers can call ops on: an engine, or a recorder of calls."""
 
     def call(self, op: Op, *arguments: Any, out: Any = None) -> Any:
+        """What ``self.name(*arguments)`` does for an op of that name."""
         raise NotImplementedError
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -82,7 +83,8 @@ class Engine(OpCaller):
 
     A subclass gives `name`, `device`, `supports`, which tells whether there is a kernel for an op, and `kernel`, which
     finds it: a function that takes the op's inputs, then its outputs, and writes the outputs. Where its arrays are not
-    NumPy's, it also overrides `asarray`, `asnumpy` and `empty`; where it replays better than call by call, `program`.
+    NumPy's, it also overrides `asarray`, `asnumpy`, `empty`, `owns`, `span` and `table`; where it replays better than
+    call by call, `program`.
 
     ``engine.dense_forward(x, w, b)`` calls an op on arrays: shapes are checked against the op's row, the floats follow
     the first one's dtype, and outputs are allocated or, with ``out=``, written into arrays of the right shape and
@@ -93,6 +95,7 @@ class Engine(OpCaller):
     device: str
 
     def kernel(self, op: Op, arguments: Sequence[Array]) -> Callable[..., None]:
+        """The function that computes `op` on such arguments; asked for where a program is bound to them."""
         raise NotImplementedError(f"{type(self).__name__} must define kernel(op, arguments)")
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
@@ -123,6 +126,7 @@ class Engine(OpCaller):
         return isinstance(x, np.ndarray)
 
     def asnumpy(self, x: Array) -> Array:
+        """An array of this engine as NumPy's; where it lies in the host's memory it is not copied."""
         return np.asarray(x)
 
     def is_finite(self, x: Array) -> bool:
@@ -142,6 +146,7 @@ class Engine(OpCaller):
         return self.empty(shape, dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Memory as `empty` gives it, filled with 0."""
         array = self.empty(shape, dtype)
         array[...] = 0
         return array
@@ -174,6 +179,7 @@ class Engine(OpCaller):
         """Load now what would be loaded when it is first needed."""
 
     def program(self, calls: Sequence[Call]) -> Program:
+        """Some calls made ready to be replayed, here one by one."""
         return CallByCall(self, calls)
 
     def recorded(self, calls: Sequence[Call], passing: Sequence[Array]) -> Program:
@@ -189,6 +195,26 @@ class Engine(OpCaller):
         raise NotImplementedError(f"{type(self).__name__} must define supports(op)")
 
     def call(self, op: Op, *arguments: Any, out: Any = None) -> Any:
+        """Check the arguments against the op's row, and run it.
+
+        Parameters
+        ----------
+        op : Op
+        *arguments : array
+            The op's inputs, in order; what it updates in place must be an array of this engine.
+        out : array or sequence of array, optional
+            Where the outputs are written; by default new arrays.
+
+        Returns
+        -------
+        array, tuple of array or None
+            The output, or all where there are several.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For arguments that do not fit; the text names the op and the argument, and nothing has changed.
+        """
         if len(arguments) != len(op.inputs):
             names = ", ".join(arg.name for arg in op.inputs)
             raise TypeError(f"{op.name} takes {len(op.inputs)} arguments ({names}), got {len(arguments)}")
