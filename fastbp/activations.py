@@ -37,6 +37,10 @@ class Activation(Layer):
 class Identity(Layer):
     """``output = x``.
 
+    Parameters
+    ----------
+    engine : str or Engine, optional
+
     Examples
     --------
     >>> import numpy as np, fastbp
@@ -55,6 +59,10 @@ class Identity(Layer):
 
 class ReLU(Activation):
     """``output = max(x, 0)``, whose gradient passes where the output is positive.
+
+    Parameters
+    ----------
+    engine : str or Engine, optional
 
     Examples
     --------
@@ -160,6 +168,10 @@ class GELU(Activation):
 class SiLU(Activation):
     """``output = x / (1 + exp(-x))``, also known as swish (Elfwing et al., 2018, eq. 9).
 
+    Parameters
+    ----------
+    engine : str or Engine, optional
+
     Examples
     --------
     >>> import numpy as np, fastbp
@@ -177,6 +189,10 @@ class SiLU(Activation):
 class Tanh(Activation):
     """``output = tanh(x)``.
 
+    Parameters
+    ----------
+    engine : str or Engine, optional
+
     Examples
     --------
     >>> import numpy as np, fastbp
@@ -192,6 +208,10 @@ class Tanh(Activation):
 
 class Sigmoid(Activation):
     """``output = 1 / (1 + exp(-x))``.
+
+    Parameters
+    ----------
+    engine : str or Engine, optional
 
     Examples
     --------

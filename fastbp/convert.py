@@ -60,8 +60,21 @@ def to_torch(model: Sequential | Perceptron, *, share: bool = False) -> Any:
     Raises
     ------
     ValueError
-        For a layer that has no counterpart there, or statistics in another dtype than the weights, which torch does not
-        take, so that they cannot be shared.
+        For a layer that has no counterpart there, an estimator that is not fitted, or statistics in another dtype than
+        the weights, which torch does not take, so that they cannot be shared.
+    TypeError
+        For what is no model of fastbp.
+    ImportError
+        Where torch is not installed.
+
+    Examples
+    --------
+    >>> import fastbp
+    >>> fastbp.to_torch(fastbp.Sequential([fastbp.Dense(4, 3), fastbp.ReLU()]))  # doctest: +SKIP
+    Sequential(
+      (0): Linear(in_features=4, out_features=3, bias=True)
+      (1): ReLU()
+    )
     """
     torch = need("torch", "torch")
     network, made = network_of(model), []
@@ -127,6 +140,16 @@ def from_torch(module: Any, **options: Any) -> Sequential:
     ------
     ValueError
         For a module that has no counterpart here, and for one with weights that stands there twice.
+    TypeError
+        For what is no module of torch.
+    ImportError
+        Where torch is not installed.
+
+    Examples
+    --------
+    >>> import torch, fastbp  # doctest: +SKIP
+    >>> fastbp.from_torch(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())).layers  # doctest: +SKIP
+    (Dense(inputs=4, neurons=3), ReLU())
     """
     torch = need("torch", "torch")
     if not isinstance(module, torch.nn.Module):
@@ -285,10 +308,19 @@ def export_onnx(model: Sequential | Perceptron, path: str | Path) -> None:
 
     Raises
     ------
+    ValueError
+        For a layer that ONNX has no operator for that is known here, an estimator that is not fitted, or labels other
+        than texts, integers and bools.
+    TypeError
+        For what is no model of fastbp.
     ImportError
         Where the package onnx is not installed.
-    ValueError
-        For a layer that ONNX has no operator for that is known here, or labels other than texts, integers and bools.
+
+    Examples
+    --------
+    >>> import fastbp
+    >>> model = fastbp.Sequential([fastbp.Dense(4, 3), fastbp.Softmax()])
+    >>> fastbp.export_onnx(model, "model.onnx")  # doctest: +SKIP
     """
     onnx = need("onnx", "'fastbp[onnx]'")
     network = network_of(model)

@@ -109,10 +109,26 @@ def load(
     custom : dict of str to class, optional
         Layers, losses and optimizers of your own that the file names.
 
+    Returns
+    -------
+    Sequential
+
     Raises
     ------
     ValueError
         For a file that is not a model of fastbp, or of a later format.
+    FileNotFoundError
+        Where there is none.
+    ImportError
+        Where safetensors is not installed, or what the engine needs.
+
+    Examples
+    --------
+    >>> import tempfile, fastbp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     fastbp.Sequential([fastbp.Dense(2, 3)]).save(f"{folder}/model.safetensors")
+    ...     fastbp.load(f"{folder}/model.safetensors").layers
+    (Dense(inputs=2, neurons=3),)
     """
     if not isinstance(custom, Mapping | None):
         raise TypeError(f"custom must be a dict of classes by name, got {short(custom)}")

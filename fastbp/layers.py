@@ -394,6 +394,10 @@ class Dense(Layer):
 class Softmax(Layer):
     """Rows of probabilities: ``output = exp(x) / sum(exp(x))``, each row shifted by its maximum first.
 
+    Parameters
+    ----------
+    engine : str or Engine, optional
+
     Examples
     --------
     >>> import numpy as np, fastbp

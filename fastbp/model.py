@@ -363,11 +363,47 @@ class Sequential(Network):
         return like(X, self.loss.decide(outputs))
 
     def predict_proba(self, X: Any) -> Any:
-        """Class probabilities, shape (rows, classes), of the library that `predict` gives."""
+        """Class probabilities.
+
+        Parameters
+        ----------
+        X : array, shape (rows, features)
+
+        Returns
+        -------
+        array, shape (rows, classes)
+            Of the library that `predict` gives. With `BinaryCrossEntropy` (rows, outputs): of a yes for each.
+
+        Raises
+        ------
+        ValueError
+            For `X` that does not fit, and for a model without a loss or with one for numbers.
+        """
         return like(X, self._outputs(self._features_of(X), _needed("loss", self.loss)))
 
     def evaluate(self, X: Any, y: Any, *, sample_weight: Any = None, metrics: Metrics = ()) -> dict[str, float]:
-        """The ``loss`` on data held out, the ``accuracy`` where there are classes, and metrics as in `fit`."""
+        """The loss on data held out, the accuracy where there are classes, and metrics.
+
+        Parameters
+        ----------
+        X : array, shape (rows, features)
+        y : array
+            As in `fit`.
+        sample_weight : array, shape (rows,), optional
+            How often each row counts.
+        metrics : sequence or dict of functions, optional
+            As in `fit`.
+
+        Returns
+        -------
+        dict of str to float
+            ``loss``, ``accuracy`` and the metrics by name.
+
+        Raises
+        ------
+        ValueError
+            For data that does not fit, and for a model without a loss.
+        """
         functions, weighted = as_metrics(metrics), sample_weight is not None
         check_metrics(functions, weighted=weighted)
         return self._scores(self.checked(X, y, sample_weight), functions, weighted=weighted)
@@ -375,7 +411,23 @@ class Sequential(Network):
     def gradients(self, X: Any, y: Any, *, sample_weight: Any = None) -> Gradients:
         """The loss of a batch and all its gradients, in one training pass that changes nothing.
 
-        They are of the library that `predict` gives.
+        Parameters
+        ----------
+        X : array, shape (batch, features)
+        y : array
+            As in `fit`.
+        sample_weight : array, shape (batch,), optional
+            How often each row counts.
+
+        Returns
+        -------
+        Gradients
+            ``loss``, ``layers`` and ``inputs``; arrays are of the library that `predict` gives.
+
+        Raises
+        ------
+        ValueError
+            For data that does not fit, and for a model without a loss.
         """
         loss = _needed("loss", self.loss).twin(engine=self.engine)
         data = self.checked(dense(in_bounds(X)), y, sample_weight)
@@ -397,7 +449,19 @@ class Sequential(Network):
     def forward(self, X: Any) -> Any:
         """The last layer's output in a training pass; each layer keeps its own `output` to look at.
 
-        It is of the library that `predict` gives; what layers keep is the engine's.
+        Parameters
+        ----------
+        X : array, shape (batch, features)
+
+        Returns
+        -------
+        array, shape (batch, outputs)
+            Of the library that `predict` gives; what layers keep is the engine's.
+
+        Raises
+        ------
+        ValueError
+            For `X` that does not fit.
         """
         outputs = self.engine.asarray(self._features_of(dense(in_bounds(X))), self.dtype)
         with limited_threads(self.threads, self.engine):
@@ -412,12 +476,19 @@ class Sequential(Network):
 
         Parameters
         ----------
-        dvalues : array, shape (rows, outputs)
+        dvalues : array, shape (batch, outputs)
 
         Returns
         -------
-        array, shape (rows, features)
+        array, shape (batch, features)
             The gradient by X.
+
+        Raises
+        ------
+        ValueError
+            Where `dvalues` does not have the shape of the output.
+        AttributeError
+            Where there was no `forward` yet.
         """
         gradient = as_array(dvalues, "dvalues", self.engine, self.dtype)
         if gradient.shape != self.layers[-1].output.shape:

@@ -148,6 +148,20 @@ def engines() -> list[EngineInfo]:
 def use(name: str | Engine) -> Iterator[Engine]:
     """Choose an engine for what is built inside a ``with`` block, in this thread or task alone.
 
+    Parameters
+    ----------
+    name : str or Engine
+        See `engine`.
+
+    Yields
+    ------
+    Engine
+
+    Raises
+    ------
+    ValueError, EngineNotAvailable
+        As `engine` does, at the start of the block.
+
     Examples
     --------
     >>> import fastbp
@@ -164,7 +178,26 @@ def use(name: str | Engine) -> Iterator[Engine]:
 
 
 def set_default(name: str | Engine | None) -> None:
-    """Choose the engine for whatever is built from now on; None goes back to FASTBP_ENGINE or NumPy."""
+    """Choose the engine for whatever is built from now on.
+
+    Parameters
+    ----------
+    name : str, Engine or None
+        See `engine`; None goes back to FASTBP_ENGINE or NumPy.
+
+    Raises
+    ------
+    ValueError, EngineNotAvailable
+        As `engine` does; the choice is then what it was.
+
+    Examples
+    --------
+    >>> import fastbp
+    >>> fastbp.set_default("numpy")
+    >>> fastbp.Dense(2, 3).engine.name
+    'numpy'
+    >>> fastbp.set_default(None)
+    """
     global _default
     _default = name if name is None else choice(name)
 
