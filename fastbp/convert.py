@@ -103,7 +103,7 @@ def to_torch(model: Sequential | Perceptron, *, share: bool = False) -> Any:
 
 #: Names of a layer's arrays here and there.
 ARRAYS = {"weights": "weight", "biases": "bias", "running_mean": "running_mean", "running_var": "running_var"}
-#: Each layer's counterpart in `torch.nn`, and the attributes that are the first arguments of both, by both names.
+#: Each layer's counterpart in `torch.nn`, and the attributes that are the first arguments, here and there.
 MODULES: dict[type[Layer], tuple[str, dict[str, str]]] = {
     Dense: ("Linear", {"n_inputs": "in_features", "n_neurons": "out_features"}),
     LayerNorm: ("LayerNorm", {"features": "normalized_shape", "eps": "eps"}),
@@ -195,7 +195,7 @@ def _layer_of(part: Any, kind: type[Layer], attributes: Iterable[str]) -> Layer:
     if kind is Softmax and part.dim not in (1, -1):
         raise ValueError(f"{part!r} must have dim=1")
     settings = [getattr(part, name) for name in attributes]
-    layer = kind(*(x[0] if isinstance(x, tuple) else x for x in settings))
+    layer = kind(*(x[0] if isinstance(x, tuple) else x for x in settings))  # normalized_shape is one
     if isinstance(layer, Dense):
         layer.biases = np.zeros((1, layer.n_neurons))  # where there are none
     return layer
