@@ -68,9 +68,7 @@ CASES = {
 # networks and batches about as large as those between which kernels/cupy_replay.py draws a line
 LINES = {"2-64-3": 300, "64-128-10": 32, "30-100-2": 200, "64-512-10": 32, "128-256-128-10": 64, "256-256-10": 128}
 LINES |= {"784-512-256-10": 128}
-TOO_LARGE = (
-    10_000_000  # products of a layer's numbers and a batch's rows, from which one block takes milliseconds a step
-)
+TOO_LARGE = 10_000_000  # weights times a batch's rows, from which one block takes milliseconds a step
 EPOCHS, TIMED, WARM = 5, 0.5, 1.0  # epochs that are timed, at least; seconds that they take; seconds of work before
 PROCESSES, SHARES = 8, 4  # of the tests
 OF_ENGINES = "cupy or fuzz or fused or engines"  # in the names of those that are run on each engine

@@ -43,7 +43,8 @@ def network_of(model: Any) -> Sequential:
 def to_torch(model: Sequential | Perceptron, *, share: bool = False) -> Any:
     """A `torch.nn.Sequential` with a copy of the weights.
 
-    Like the model's last layer, it gives logits, not probabilities.
+    Like the model's last layer, it gives logits, not probabilities. The parameters of frozen layers do not require a
+    gradient.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ def to_torch(model: Sequential | Perceptron, *, share: bool = False) -> Any:
                     target.data = tensor
                 else:
                     target.data.copy_(tensor)
-        made.append(module)
+        made.append(module.requires_grad_(layer.trainable))
     return torch.nn.Sequential(*made)
 
 
@@ -125,6 +126,9 @@ MODULES: dict[type[Layer], tuple[str, dict[str, str]]] = {
 def from_torch(module: Any, **options: Any) -> Sequential:
     """A model with a copy of the weights of a `torch.nn.Sequential`.
 
+    A layer is frozen whose parameters are, all of them; a frozen `BatchNorm` keeps its statistics, too. A linear layer
+    without biases gets some of 0, a norm without weights some of 1, and training changes them.
+
     Parameters
     ----------
     module : torch.nn.Sequential
@@ -139,7 +143,8 @@ def from_torch(module: Any, **options: Any) -> Sequential:
     Raises
     ------
     ValueError
-        For a module that has no counterpart here, and for one with weights that stands there twice.
+        For a module that has no counterpart here, one with weights that stands there twice, one with hooks, and one of
+        whose parameters only some are trained.
     TypeError
         For what is no module of torch.
     ImportError
@@ -158,6 +163,8 @@ def from_torch(module: Any, **options: Any) -> Sequential:
     dtypes = set()
 
     def parts_of(module: Any) -> list[Any]:
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(f"{module!r} has hooks, which have no counterpart in fastbp")
         stack = type(module) is torch.nn.Sequential  # a subclass may compute something else
         return [part for child in module for part in parts_of(child)] if stack else [module]
 
@@ -170,6 +177,7 @@ def from_torch(module: Any, **options: Any) -> Sequential:
             raise ValueError(f"{part!r} has no counterpart in fastbp that from_torch knows")
         kind, attributes = kinds[type(part)]
         layer = _layer_of(part, kind, attributes.values())
+        layer.trainable = all(tensor.requires_grad for tensor in part.parameters())
         for mine, theirs in ARRAYS.items():
             tensor = getattr(part, theirs, None)
             if tensor is not None:
@@ -188,6 +196,8 @@ def from_torch(module: Any, **options: Any) -> Sequential:
 
 def _layer_of(part: Any, kind: type[Layer], attributes: Iterable[str]) -> Layer:
     """The layer, without its weights; ValueError for a module that does what it cannot do."""
+    if len({tensor.requires_grad for tensor in part.parameters()}) == 2:
+        raise ValueError(f"{part!r} must train all of its parameters or none (requires_grad)")
     if kind is LayerNorm and len(part.normalized_shape) != 1:
         raise ValueError(f"{part!r} must go over one dimension")
     if kind is BatchNorm and (part.momentum is None or part.running_mean is None):
@@ -215,6 +225,12 @@ class Graph:
         self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), [out], **attributes))
         return out
 
+    def cast(self, x: str, dtype: Any) -> str:
+        """`x`, which is of the graph's dtype or else of float32, in one of the two."""
+        if self.dtype == np.float32:
+            return x
+        return self.add("Cast", x, to=self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
     def constant(self, value: Any, dtype: Any = None) -> str:
         """An array that the graph holds; returns its name."""
         array = np.asarray(value, self.dtype if dtype is None else dtype)
@@ -239,15 +255,32 @@ def _gelu(graph: Graph, layer: Any, x: str) -> str:
         inner = graph.add("Mul", graph.add("Add", x, cube), graph.constant(np.sqrt(2 / np.pi)))
         bend = graph.add("Tanh", inner)
     else:
-        bend = graph.add("Erf", graph.add("Mul", x, graph.constant(np.sqrt(0.5))))
+        scaled = graph.add("Mul", x, graph.constant(np.sqrt(0.5)))
+        bend = graph.cast(graph.add("Erf", graph.cast(scaled, np.float32)), graph.dtype)  # ONNX Runtime has no other
     half = graph.add("Mul", x, graph.constant(0.5))
     return graph.add("Mul", half, graph.add("Add", bend, graph.constant(1)))
+
+
+# ONNX Runtime has no Elu and Softplus for float64, and LeakyRelu's slope is of float32
+
+
+def _leaky_relu(graph: Graph, layer: Any, x: str) -> str:
+    flat = graph.add("Mul", x, graph.constant(layer.negative_slope))
+    return graph.add("Where", graph.add("Greater", x, graph.constant(0)), x, flat)
+
+
+def _elu(graph: Graph, layer: Any, x: str) -> str:
+    below = graph.add("Exp", graph.add("Min", x, graph.constant(0)))
+    curve = graph.add("Mul", graph.add("Sub", below, graph.constant(1)), graph.constant(layer.alpha))
+    return graph.add("Where", graph.add("Greater", x, graph.constant(0)), x, curve)
 
 
 def _softplus(graph: Graph, layer: Any, x: str) -> str:
     beta = graph.constant(layer.beta)
     steep = graph.add("Mul", x, beta)
-    soft = graph.add("Div", graph.add("Softplus", steep), beta)
+    rest = graph.add("Exp", graph.add("Neg", graph.add("Abs", steep)))
+    above = graph.add("Max", steep, graph.constant(0))
+    soft = graph.add("Div", graph.add("Add", above, graph.add("Log", graph.add("Add", rest, graph.constant(1)))), beta)
     return graph.add("Where", graph.add("Greater", steep, graph.constant(layer.threshold)), x, soft)
 
 
@@ -283,8 +316,8 @@ ONNX: dict[type[Layer], Callable[[Graph, Any, str], str]] = {
     BatchNorm: _batch_norm_node,
     Residual: _residual,
     ReLU: lambda graph, layer, x: graph.add("Relu", x),
-    LeakyReLU: lambda graph, layer, x: graph.add("LeakyRelu", x, alpha=layer.negative_slope),
-    ELU: lambda graph, layer, x: graph.add("Elu", x, alpha=layer.alpha),
+    LeakyReLU: _leaky_relu,
+    ELU: _elu,
     GELU: _gelu,
     SiLU: lambda graph, layer, x: graph.add("Mul", x, graph.add("Sigmoid", x)),
     Tanh: lambda graph, layer, x: graph.add("Tanh", x),
@@ -299,7 +332,7 @@ def export_onnx(model: Sequential | Perceptron, path: str | Path) -> None:
 
     A `Sequential`'s output is ``output``: that of its last layer. A regressor's is ``variable``: predictions, shape
     (rows, outputs). A classifier has two, as those that skl2onnx writes: ``label`` and ``probabilities``, shape
-    (rows, classes).
+    (rows, classes). The exact GELU of a float64 model is computed there with float32's error function.
 
     Parameters
     ----------

@@ -142,6 +142,18 @@ def test_to_torch_and_back(activation, dtype):
     np.testing.assert_allclose(back.predict(rows), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_frozen_layers_of_torch_and_for_it():
+    nn = pytest.importorskip("torch").nn
+    module = nn.Sequential(nn.Linear(4, 8).requires_grad_(False), nn.ReLU(), nn.Linear(8, 2))
+    model = fastbp.from_torch(module, loss=fastbp.MeanSquaredError(), optimizer=fastbp.Adam())
+    assert [layer.trainable for layer in model.layers] == [False, True, True]
+    back = fastbp.to_torch(model)
+    assert [tensor.requires_grad for tensor in back.parameters()] == [False, False, True, True]
+    module[0].bias.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"Linear.* must train all of its parameters or none"):
+        fastbp.from_torch(module)
+
+
 def test_from_torch_takes_an_activation_that_stands_there_twice():
     torch = pytest.importorskip("torch")
     nn, again = torch.nn, torch.nn.ReLU()
@@ -169,6 +181,14 @@ def test_from_torch_refuses_what_it_would_get_wrong():
         fastbp.from_torch(Twice(nn.Linear(4, 2)))
     with pytest.raises(ValueError, match=r"ReLU.* has no counterpart in fastbp"):  # whatever it is called
         fastbp.from_torch(nn.Sequential(nn.Linear(4, 2), ReLU()))
+    hooked = nn.Linear(4, 2)
+    hooked.register_forward_hook(lambda module, x, y: 2 * y)
+    normed = nn.utils.spectral_norm(nn.Linear(4, 2))
+    stack = nn.Sequential(nn.Linear(4, 2))
+    stack.register_forward_pre_hook(lambda module, x: None)
+    for part in (hooked, normed, stack):
+        with pytest.raises(ValueError, match=r"(?s)has hooks, which have no counterpart in fastbp"):
+            fastbp.from_torch(nn.Sequential(part))
     with pytest.raises(TypeError, match=r"module must be a torch.nn.Sequential, got int"):
         fastbp.from_torch(3)
 
@@ -194,13 +214,14 @@ def run(path, rows):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=repr)
-def test_onnx_of_a_network(activation, tmp_path):
+def test_onnx_of_a_network(activation, dtype, tmp_path):
     pytest.importorskip("onnx")
-    model = network(activation, "float32", fastbp.Residual([fastbp.Dense(6, 6), fastbp.ReLU()]))
+    model = network(activation, dtype, fastbp.Residual([fastbp.Dense(6, 6), fastbp.ReLU()]))
     fastbp.export_onnx(model, tmp_path / "model.onnx")
-    rows = (3 * X).astype(np.float32)
+    rows = (3 * X).astype(dtype)
     found = run(tmp_path / "model.onnx", rows)["output"]
-    np.testing.assert_allclose(found, model.predict(rows), rtol=1e-4, atol=1e-5)
+    exact = 100 if dtype == np.float64 else 1
+    np.testing.assert_allclose(found, model.predict(rows), rtol=1e-4 / exact, atol=1e-5 / exact)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
