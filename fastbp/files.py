@@ -217,9 +217,15 @@ def _check_config(part: Part) -> None:
     kept_otherwise = {"engine", "init", *config, *SWITCHES}  # weights that are stored need no `init`
     held = {name: value for name, value in part.settings().items() if name not in kept_otherwise}
     defaults = {name: each.default for name, each in constructor.parameters.items() if each.default is not each.empty}
-    for name in held.keys() & defaults.keys():
-        if held[name] is not defaults[name] and not np.array_equal(held[name], defaults[name]):
+    lost = [name for name in held.keys() & defaults.keys() if not _same(held[name], defaults[name])]
+    again = type(part)(**config) if lost else part  # as what stands for a default may be made of it
+    for name in lost:
+        if not _same(held[name], getattr(again, name, None)):
             raise TypeError(f"{must}, and lacks {name}={short(held[name])}")
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or bool(np.array_equal(one, other))
 
 
 def _switched_off(part: Part) -> dict[str, Any]:

@@ -129,9 +129,9 @@ def test_what_is_switched_off_in_a_layer_stays_so(engine, switch, on, block, pat
 
 
 class Share(fastbp.MeanSquaredError):
-    def __init__(self, share=0.5, **options):
+    def __init__(self, share=None, **options):
         super().__init__(**options)
-        self.share = share
+        self.share = 0.5 if share is None else share  # so that the default makes it again
 
 
 class Renamed(fastbp.Dense):
