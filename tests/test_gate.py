@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fastbp import machine
 from fastbp.benchmarks import gate, racing
 from fastbp.benchmarks.cases import Turn
 
@@ -151,6 +152,7 @@ def test_the_base_is_the_package_of_that_revision_with_todays_benchmarks(reposit
     assert (folder / "fastbp" / "__init__.py").read_text() == "version = 1\n"
     today = Path(gate.__file__).read_bytes()
     assert (folder / "fastbp" / "benchmarks" / "gate.py").read_bytes() == today
+    assert (folder / "fastbp" / "machine.py").read_bytes() == Path(machine.__file__).read_bytes()
     (folder / "fastbp" / "kernels" / "compiled").touch()
     assert gate.checkout(first, root) == folder
     assert (folder / "fastbp" / "kernels" / "compiled").exists()  # kept, with what was compiled
@@ -175,6 +177,14 @@ def test_without_a_base_it_says_so_and_is_not_green(repository, monkeypatch, cap
     assert gate.main(["--base", "1234567890" * 4]) == 3
     said = capsys.readouterr().out
     assert "NOTHING WAS RACED" in said and "1234567890" * 4 in said
+
+
+def test_a_base_that_does_not_run_is_an_error(repository, monkeypatch):
+    root, first = repository
+    found = gate.checkout
+    monkeypatch.setattr(gate, "checkout", lambda name: found(name, root))
+    with pytest.raises(RuntimeError, match=r"the process with the package in .* ended"):
+        gate.main(["--base", first])
 
 
 # as a command

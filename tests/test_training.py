@@ -284,7 +284,7 @@ def test_files_larger_than_memory_are_read_a_batch_at_a_time(cpu_engine, tmp_pat
         loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.SGD(0.1), engine=cpu_engine, seed=0,
     )  # fmt: skip
     mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
-    model.fit(mapped[:5000], y[:5000], epochs=1, batch_size=1000)  # as many as an engine shuffles itself, to compile all
+    model.fit(mapped[:5000], y[:5000], epochs=1, batch_size=1000)  # which compiles all, the shuffle of many rows too
     tracemalloc.start()
     model.fit(mapped, y, epochs=1, batch_size=1000)
     peak = tracemalloc.get_traced_memory()[1]
