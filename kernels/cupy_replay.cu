@@ -59,7 +59,6 @@ struct Ahead {
         for (int n = 0; n < MOST; n++)
             bits[n] = read(rows[n]);
         ask_for_rows(order, begun ? next + whole(count) : next, first, down);
-        begun = true;
     }
 
     __device__ void take_next(Table x, Integers order, Integers cursor, Matrix xb)

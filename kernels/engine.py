@@ -222,11 +222,11 @@ class Engine(OpCaller):
         sizes = op.sizes([array.shape for array in inputs])
         for arg, array in zip(op.inputs, inputs, strict=True):
             if arg.below:
-                _check_places(f"{op.name}: {arg.name} must hold numbers", array, array, sizes[arg.below])
+                _check_places(f"{op.name}: {arg.name} must hold numbers", sizes[arg.below], array)
         if op.reach:
             named = {arg.name: array for arg, array in zip(op.inputs, inputs, strict=True)}
             name, first, last, dimension = op.reach(named, sizes)
-            _check_places(f"{op.name}: {name} must lead to places", first, last, sizes[dimension])
+            _check_places(f"{op.name}: {name} must lead to places", sizes[dimension], first, last)
         if out is None:
             outputs = [self.empty(op.shape(arg, sizes), arg.dtype(floats)) for arg in op.outputs]
         else:
@@ -296,8 +296,8 @@ class Engine(OpCaller):
         return f"<fastbp engine {self.name!r} on {self.device}>"
 
 
-def _check_places(what: str, first: Array, last: Array, count: int) -> None:
-    least, most = min(first.min(), last.min()), max(first.max(), last.max())
+def _check_places(what: str, count: int, *places: Array) -> None:
+    least, most = min(x.min() for x in places), max(x.max() for x in places)
     if not 0 <= least <= most < count:
         raise ValueError(f"{what} from 0 to {count - 1}, got {int(least)} to {int(most)}")
 

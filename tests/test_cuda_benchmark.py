@@ -274,7 +274,6 @@ def on_host(monkeypatch):
 def without_room(monkeypatch):
     """A GPU that has no room for a cluster."""
     monkeypatch.setattr(standin.Device, "blocks_of_a_cluster", 4)
-    monkeypatch.setattr(standin.CUDADriverError, "status", 912, raising=False)
 
 
 WAYS = {"block": "OneKernel(1)", "cluster": "OneKernel(5)", "graph": "Graph", "one lane": "Graph"}

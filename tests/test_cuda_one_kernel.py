@@ -286,7 +286,7 @@ def test_how_many_blocks_are_tried(monkeypatch, capability, room, work, size, co
 def refused(monkeypatch):
     """Say with which status a GPU refuses to run eight blocks at once."""
     monkeypatch.setattr(standin.Device, "blocks_of_a_cluster", 4)
-    return lambda status: monkeypatch.setattr(standin.CUDADriverError, "status", status, raising=False)
+    return lambda status: monkeypatch.setattr(standin.CUDADriverError, "status", status)
 
 
 @pytest.mark.parametrize("others", [[1], []])

@@ -406,6 +406,8 @@ class Device:
 class CUDADriverError(RuntimeError):
     """As CuPy raises it where a launch is refused."""
 
+    status = 912  # CUDA_ERROR_INVALID_CLUSTER_SIZE
+
 
 class Event:
     def record(self, stream=None):
