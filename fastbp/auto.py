@@ -16,7 +16,6 @@ import logging
 import math
 import os
 import platform
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 
 from .files import write_bytes
 from .kernels.engine import Engine
+from .kernels.threads import Lock
 from .losses import Loss
 from .machine import cpu_name, usable_cores, version_of
 from .memory import Memory
@@ -57,7 +57,7 @@ INSTALL = "pip install 'fastbp[auto]'"
 log = logging.getLogger("fastbp")
 clock, cpu_clock = time.perf_counter, time.process_time
 _chosen: dict[str, Engine] = {}
-_lock = threading.Lock()  # who measures has the cores alone, as far as this process goes
+_lock = Lock()  # who measures has the cores alone, as far as this process goes
 
 
 class Step(NamedTuple):

@@ -7,7 +7,7 @@ changes nothing else:
 - what the fused call no longer writes, nobody reads;
 - what the moved parts read or write, no call in between writes, nor reads what they write;
 - the fused call writes nothing that its parts did not write, and no output over one of its inputs;
-- the engine has the fused op.
+- the engine has the fused op, and does not rather compute its parts one by one.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def fuse(
         calls = _split_sgd(calls, addresses)
     for rule in rules:
         if engine.supports(rule.fused.op) and {part.op for part in rule.parts} <= {call.op for call in calls}:
-            while fused := _first_fused(calls, rule, addresses, kept):
+            while fused := _first_fused(calls, rule, engine, addresses, kept):
                 calls = fused
     return [_flat_sgd(call) for call in calls]
 
@@ -163,9 +163,13 @@ def _flat_sgd(call: Call) -> Call:
     return Call(call.op, (parameters.reshape(-1), gradients.reshape(-1), lr))
 
 
-def _first_fused(calls: list[Call], rule: Rule, addresses: Addresses, kept: Sequence[Array]) -> list[Call] | None:
+def _first_fused(
+    calls: list[Call], rule: Rule, engine: Engine, addresses: Addresses, kept: Sequence[Array]
+) -> list[Call] | None:
     for places, memory in _matches(calls, rule.parts, addresses):
         fused = Call(rule.fused.op, tuple(memory[name] for name in rule.fused.names))
+        if not engine.fuses(fused):
+            continue
         for place in (places[-1], places[0]):
             if _is_safe(calls, places, place, fused, addresses, kept):
                 parts = set(places) - {place}

@@ -13,6 +13,7 @@ import numpy as np
 from .boundary import as_count, as_features, as_float_type, as_seed, as_tuple
 from .kernels.engine import Engine
 from .kernels.ops import Array
+from .kernels.threads import Lock
 from .layers import Layer
 from .losses import Loss
 from .memory import Memory
@@ -270,10 +271,10 @@ class Network:
     _made_anew = "memory", "_tapes", "_signatures", "_lock", "_recording", "turns", "_training"
 
     def _make_locks(self) -> None:
-        self._lock, self._recording = threading.RLock(), threading.RLock()
+        self._lock, self._recording = Lock(), Lock()
         #: Taken by who reads or changes all parameters: for a few steps, or for a prediction.
         self.turns = Turns()
-        self._training = False
+        self._training: int | None = None  # by which thread
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -285,16 +286,16 @@ class Network:
             Where this thread trains the model already.
         """
         with self._lock:
-            if self._training:
+            if self._training == threading.get_ident():
                 raise RuntimeError(
                     "this model is being trained: its callbacks and batches may predict, evaluate and change it, "
                     "but not train it; train a copy.deepcopy of it"
                 )
-            self._training = True
+            self._training = threading.get_ident()
             try:
                 yield
             finally:
-                self._training = False
+                self._training = None
 
     def _assemble(self, layers: Sequence[Layer], optimizer: Optimizer | None) -> None:
         """Take layers and optimizer into this model, or raise before anything has changed."""

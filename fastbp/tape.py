@@ -8,7 +8,6 @@ computed beside the ops without being noticed.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -17,6 +16,7 @@ import numpy as np
 from .fusion import fuse
 from .kernels.engine import Call, Engine, OpCaller
 from .kernels.ops import Array, Op
+from .kernels.threads import Lock
 
 __all__ = ["Handle", "Recorder", "RecordingError", "Tape"]
 
@@ -168,7 +168,7 @@ class Tape:
     def __init__(self, engine: Engine, calls: list[Call], memory: dict[str, Array], passing: list[Array]) -> None:
         self.calls = calls
         self.memory = memory
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self._program = engine.recorded(calls, passing)
 
     def bind(self, **slots: Array) -> None:

@@ -194,6 +194,10 @@ class Engine(OpCaller):
         """Whether this engine has a kernel for `op`."""
         raise NotImplementedError(f"{type(self).__name__} must define supports(op)")
 
+    def fuses(self, call: Call) -> bool:
+        """Whether `call`, of a fused op that this engine has, is better than the calls that it stands for."""
+        return True
+
     def call(self, op: Op, *arguments: Any, out: Any = None) -> Any:
         """Check the arguments against the op's row, and run it.
 

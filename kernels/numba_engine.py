@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import logging
-import zlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -25,13 +24,18 @@ from numba.np import arrayobj
 from . import numba_activations, numba_fused, numba_layers, numba_losses, numba_norms, numba_optim
 from .engine import Call, Engine, Program, kernels_of, needs_scratch, scratch_for
 from .numba_blas import BLAS_IS_NUMPYS
+from .numba_cache import DIGEST, with_disk_cache
 from .numba_math import FAST
+from .numba_team import RUN_PARTS, call, helped, new_team
 from .numba_vectors import VECTOR_BYTES
 from .ops import OPS, Array, Op
+from .threads import allowed_threads, blas_libraries, single
 
 __all__ = ["NumbaEngine"]
 
 WORD = 8
+PART = 8e-5  # seconds that a part of a call takes at least, beside which handing it over costs little
+UNIT = 64  # what a part begins at a multiple of, so that it does not share cache lines and vectors with its neighbour
 KERNELS = kernels_of(numba_layers, numba_activations, numba_norms, numba_losses, numba_optim, numba_fused)
 
 log = logging.getLogger("fastbp")
@@ -43,6 +47,10 @@ class NumbaEngine(Engine):
 
     def supports(self, op: Op) -> bool:
         return op.name in KERNELS
+
+    def fuses(self, call: Call) -> bool:
+        """Not what is worth several cores and can only be computed whole."""
+        return bool(call.op.cuts) or not is_large(call)
 
     def buffer(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """A matrix whose rows each begin on a boundary of vectors."""
@@ -56,37 +64,73 @@ class NumbaEngine(Engine):
             importlib.import_module("scipy.linalg.cython_blas")
 
     def program(self, calls: Sequence[Call]) -> Program:
-        return Table(calls, self.empty(*scratch_for(calls)))
+        return Table(self, calls)
 
 
 class Table:
-    """A recording as one array of integers."""
+    """A recording as one array of integers.
 
-    def __init__(self, calls: Sequence[Call], scratch: Array) -> None:
+    A call that takes long enough becomes one of `RUN_PARTS`, with a part for each thread that BLAS may use, which is
+    held to one of them meanwhile.
+    """
+
+    def __init__(self, engine: Engine, calls: Sequence[Call]) -> None:
+        self._engine = engine
         self._calls = calls
-        self._scratch = scratch
         self._open = [i for i, call in enumerate(calls) if any(isinstance(a, str) for a in call.arguments)]
+        self._rooms = [engine.empty(*scratch_for(calls))]  # one for each part, because they work at the same time
+        self._libraries = threaded_libraries(engine) if any(is_large(call) for call in calls) else []
+        self._threads = 1
+        self._team = new_team()
+        self._counters: list[tuple[Array, Array]] = []  # what counts calls, and its copy for another part
         self._slots: dict[str, Array] = {}
         self._bound = False
         self._table = self._starts = np.empty(0, np.int64)
 
     def bind(self, **slots: Array) -> None:
+        self._slots = slots
         if not len(self._starts):
-            rows = [self._row(call, slots) for call in self._calls]
-            self._table, self._starts = np.concatenate(rows), np.cumsum([0, *map(len, rows[:-1])])
+            self._write()
         else:
             for i in self._open:
-                row, start = self._row(self._calls[i], slots), self._starts[i]
+                row, start = self._row(self._calls[i]), self._starts[i]
                 self._table[start : start + len(row)] = row
-        self._slots = slots
         self._bound = True
 
-    def _row(self, call: Call, slots: dict[str, Array]) -> list[int]:
-        arrays = [*(slots[a] if isinstance(a, str) else a for a in call.arguments), self._scratch]
-        return [address_of(call.op, arrays), *describe(arrays)]
+    def _write(self) -> None:
+        self._threads, self._counters = allowed_threads(self._libraries), []
+        rows = [self._row(call) for call in self._calls]
+        self._table, self._starts = np.concatenate(rows), np.cumsum([0, *map(len, rows[:-1])])
+
+    def _row(self, call: Call) -> list[int]:
+        if self._threads > 1 and is_large(call) and call.op.cuts:
+            return self._row_of_parts(call)
+        arrays = [self._slots[a] if isinstance(a, str) else a for a in call.arguments]
+        return described(call.op, [*arrays, self._rooms[0]])
+
+    def _row_of_parts(self, call: Call) -> list[int]:
+        parts = parts_of(call, self._threads)
+        for i, arg in enumerate(call.op.inputs):
+            if arg.inplace and not set(arg.dims) & set(call.op.cuts):
+                for part in parts[1:]:
+                    part[i] = part[i].copy()
+                    self._counters.append((call.arguments[i], part[i]))
+        while len(self._rooms) < len(parts):
+            self._rooms.append(self._engine.empty(*scratch_for(self._calls)))
+        rows = [described(call.op, [*part, room]) for part, room in zip(parts, self._rooms, strict=False)]
+        return sum(rows, [RUN_PARTS.address, self._team.ctypes.data, len(rows), WORD * len(rows[0])])
 
     def run(self, steps: int) -> None:
-        if self._bound:
+        if not self._bound:
+            return
+        if not self._libraries:
+            replay(self._table, self._starts, steps)
+            return
+        if self._threads != allowed_threads(self._libraries):
+            self._write()
+        for counter, copy in self._counters:
+            copy[...] = counter
+        with single(self._libraries) as alone, helped(self._team, self._threads - 1 if alone else 0):
             replay(self._table, self._starts, steps)
 
     def release(self) -> None:
@@ -95,8 +139,41 @@ class Table:
             self._bound = False
 
 
-def describe(arrays: Sequence[Array]) -> list[int]:
-    return [word for a in arrays for word in (a.ctypes.data, *a.shape, *a.strides)]
+def threaded_libraries(engine: Engine) -> list[Any]:
+    """The BLAS libraries whose threads can be counted and held back."""
+    try:
+        return blas_libraries(engine)
+    except ImportError:
+        return []
+
+
+def seconds_of(call: Call) -> float:
+    """What a call takes one core of a processor of these years, roughly."""
+    op, arrays = call
+    if any(isinstance(a, str) for a in arrays):
+        return 0.0
+    sizes, floats = op.sizes([a.shape for a in arrays[: len(op.inputs)]]), arrays[0].dtype
+    return max(op.flops(sizes) * floats.itemsize / 4e11, op.bytes(sizes, floats) / 2e10)
+
+
+def is_large(call: Call) -> bool:
+    """Whether a call is worth more than one core; products are where they go to BLAS."""
+    return seconds_of(call) >= 2 * PART
+
+
+def parts_of(call: Call, most: int) -> list[list[Array]]:
+    """Parts of a large call that can be computed at once."""
+    op, arrays = call
+    sizes = op.sizes([a.shape for a in arrays[: len(op.inputs)]])
+    along = max(op.cuts, key=sizes.__getitem__)
+    count = max(1, min(most, int(seconds_of(call) / PART), sizes[along] // UNIT))
+    ends = [round(sizes[along] * i / count / UNIT) * UNIT for i in range(count)]
+    return [op.part(arrays, along, *some) for some in itertools.pairwise([*ends, sizes[along]])]
+
+
+def described(op: Op, arrays: Sequence[Array]) -> list[int]:
+    """The row of a call, behind the address of its function."""
+    return [address_of(op, arrays), *(word for a in arrays for word in (a.ctypes.data, *a.shape, *a.strides))]
 
 
 def address_of(op: Op, arguments: Sequence[Array]) -> int:
@@ -132,31 +209,11 @@ def compiled(name: str, kinds: tuple[tuple[str, int, str], ...]) -> int:
 
 
 KEPT_ALIVE: list[Any] = []
-SOURCES = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("numba_*.py")))
-DIGEST = f"{zlib.crc32(SOURCES, BLAS_IS_NUMPYS):08x}"
 
 
 @functools.cache
 def say_compiling() -> None:
     log.warning("fastbp: compiling CPU kernels that are new here, once; later runs take them from the disk cache")
-
-
-def with_disk_cache(decorator: Callable[..., Any], function: Callable[..., Any]) -> Any:
-    """Compile a function with a disk cache, or without one where no folder can be written to, or files are damaged."""
-    try:
-        return decorator(cache=True)(function)
-    except Exception as error:
-        say_uncached(type(error).__name__)
-        return decorator(cache=False)(function)
-
-
-@functools.cache
-def say_uncached(error: str) -> None:
-    log.warning(
-        "fastbp: no folder can keep the compiled kernels (%s); set NUMBA_CACHE_DIR to one that can be written to, or "
-        "remove a damaged one",
-        error,
-    )
 
 
 def reader(kinds: Sequence[tuple[str, int, str]]) -> Callable[[int], tuple[Array, ...]]:
@@ -193,16 +250,6 @@ def reader(kinds: Sequence[tuple[str, int, str]]) -> Callable[[int], tuple[Array
 
     result_function: Callable[[int], tuple[Array, ...]] = arrays_at
     return result_function
-
-
-@intrinsic
-def call(typing_context: Any, function: Any, row: Any) -> Any:
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = ir.FunctionType(ir.VoidType(), [ir.IntType(64)]).as_pointer()
-        builder.call(builder.inttoptr(arguments[0], pointer), [arguments[1]])
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp), build
 
 
 def interpret(table: Array, starts: Array, steps: int) -> None:

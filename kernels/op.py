@@ -100,6 +100,9 @@ class Op:
     reach : callable, optional
         Which argument tells where to read or write, beyond a mark ``<N``: its name, the first and the last of these
         places, and the dimension that they lie in, from the arguments by name and the sizes of the dimensions.
+    cuts : str
+        Dimensions along which a call may be cut: the op on a part of each array that has one of them gives this part of
+        the outputs. What is updated in place and has no such dimension counts calls, and is the same for each part.
     """
 
     def __init__(
@@ -111,8 +114,10 @@ class Op:
         rtol: Mapping[int, float] | None = None,
         room: Callable[[Mapping[str, int]], int] = several_matrices,
         reach: Reach | None = None,
+        cuts: str = "",
     ) -> None:
         self.name, self.signature, self.flops, self.room, self.reach = name, signature, flops, room, reach
+        self.cuts = cuts
         self.samples, self.rtol = samples or {}, rtol or {4: 1e-5, 8: 1e-12}
         inputs, _, outputs = signature.partition("->")
         self.inputs = tuple(map(Arg.parse, inputs.split()))
@@ -152,6 +157,14 @@ class Op:
     def shape(self, arg: Arg, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape of an argument, given the sizes of the dimensions."""
         return tuple(int(d) if d.isdigit() else sizes[d] for d in arg.dims)
+
+    def part(self, arguments: Sequence[Array], along: str, start: int, stop: int) -> list[Array]:
+        """The arguments of the part of a call that goes from `start` to `stop` in one dimension."""
+        some = slice(start, stop)
+        return [
+            array[tuple(some if d == along else slice(None) for d in arg.dims)]
+            for arg, array in zip((*self.inputs, *self.outputs), arguments, strict=True)
+        ]
 
     def bytes(self, sizes: Mapping[str, int], floats: np.dtype[Any]) -> int:
         """Least memory traffic of one call: each input read once, each output written once."""

@@ -96,21 +96,27 @@ OPS: dict[str, Op] = {
         Op("take_labels", "t:i[M] rows:i[B]<M -> tb:i[B]", samples={"t": order}),
         Op("take_weights", "w:a[M] rows:i[B]<M -> wb:f[B]", samples={"w": uniform}),
         # layers
-        Op("dense_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> z:f[B,N]", _product, room=_of_products),
-        Op("dense_input_grad", "dz:f[B,N] w:f[K,N] -> dx:f[B,K]", _product, room=_of_products),
-        Op("dense_weight_grad", "x:f[B,K] dz:f[B,N] -> dw:f[K,N]", _product, room=_of_products),
-        Op("dense_bias_grad", "dz:f[B,N] -> db:f[1,N]", _per_element(1)),
+        Op("dense_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> z:f[B,N]", _product, room=_of_products, cuts="BN"),
+        Op("dense_input_grad", "dz:f[B,N] w:f[K,N] -> dx:f[B,K]", _product, room=_of_products, cuts="BK"),
+        Op("dense_weight_grad", "x:f[B,K] dz:f[B,N] -> dw:f[K,N]", _product, room=_of_products, cuts="KN"),
+        Op("dense_bias_grad", "dz:f[B,N] -> db:f[1,N]", _per_element(1), cuts="N"),
         # activations
         *[
             op
             for name, settings, reads in ACTIVATIONS
             for op in (
-                Op(f"{name}_forward", f"x:f[B,N]{settings} -> y:f[B,N]", _per_element(1 if "relu" in name else 8)),
+                Op(
+                    f"{name}_forward",
+                    f"x:f[B,N]{settings} -> y:f[B,N]",
+                    _per_element(1 if "relu" in name else 8),
+                    cuts="B",
+                ),
                 Op(
                     f"{name}_backward",
                     f"dy:f[B,N] {reads}:f[B,N]{settings} -> dx:f[B,N]",
                     _per_element(1 if "relu" in name else 8),
                     {"y": ACTIVATED.get(name, normal)},
+                    cuts="B",
                 ),
             )
         ],
@@ -119,13 +125,13 @@ OPS: dict[str, Op] = {
             "x:f[B,N] rate:s[1] key!:u[4] -> y:f[B,N] mask:f[B,N]",
             _per_element(2),
         ),
-        Op("dropout_backward", "dy:f[B,N] mask:f[B,N] -> dx:f[B,N]", _per_element(1)),
-        Op("softmax_forward", "z:f[B,N] -> p:f[B,N]", _per_element(4)),
+        Op("dropout_backward", "dy:f[B,N] mask:f[B,N] -> dx:f[B,N]", _per_element(1), cuts="B"),
+        Op("softmax_forward", "z:f[B,N] -> p:f[B,N]", _per_element(4), cuts="B"),
         Op("softmax_jacobian", "p:f[B,N] -> j:f[B,N,N]", lambda d: 2 * d["B"] * d["N"] ** 2),
-        Op("softmax_backward", "dp:f[B,N] p:f[B,N] -> dz:f[B,N]", _per_element(4)),
-        Op("add", "x:f[B,N] y:f[B,N] -> z:f[B,N]", _per_element(1)),
-        Op("multiply", "x:f[B,N] y:f[B,N] -> z:f[B,N]", _per_element(1), {"y": normal}),
-        Op("scale", "x:f[B,N] factor:s[1] -> y:f[B,N]", _per_element(1)),
+        Op("softmax_backward", "dp:f[B,N] p:f[B,N] -> dz:f[B,N]", _per_element(4), cuts="B"),
+        Op("add", "x:f[B,N] y:f[B,N] -> z:f[B,N]", _per_element(1), cuts="B"),
+        Op("multiply", "x:f[B,N] y:f[B,N] -> z:f[B,N]", _per_element(1), {"y": normal}, cuts="B"),
+        Op("scale", "x:f[B,N] factor:s[1] -> y:f[B,N]", _per_element(1), cuts="B"),
         # normalisation: normal = (x - mean) * scale, scale = 1 / sqrt(var + eps), y = normal * w + b
         Op(
             "layer_norm_forward",
@@ -220,8 +226,8 @@ OPS: dict[str, Op] = {
             ]
         ],
         # two or three of the above in one; `fusion.RULES` says which
-        Op("dense_relu_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> y:f[B,N]", _product, room=_of_products),
-        Op("dense_relu_input_grad", "dz:f[B,N] w:f[K,N] y:f[B,K] -> dx:f[B,K]", _product, room=_of_products),
+        Op("dense_relu_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> y:f[B,N]", _product, room=_of_products, cuts="BN"),
+        Op("dense_relu_input_grad", "dz:f[B,N] w:f[K,N] y:f[B,K] -> dx:f[B,K]", _product, room=_of_products, cuts="BK"),
         *[
             Op(
                 f"dense_{name}_grads",
@@ -229,18 +235,20 @@ OPS: dict[str, Op] = {
                 _product,
                 {"y": ACTIVATED.get(name, normal)},
                 room=_of_products,
+                cuts="K",
             )
             for name, settings, reads in ACTIVATIONS
             if reads == "y"
         ],
-        Op("dense_weight_sgd", "x:f[B,K] dz:f[B,N] w!:f[K,N] lr:s[1] ->", _product, room=_of_products),
-        Op("dense_bias_sgd", "dz:f[B,N] b!:f[1,N] lr:s[1] ->", _per_element(1)),
+        Op("dense_weight_sgd", "x:f[B,K] dz:f[B,N] w!:f[K,N] lr:s[1] ->", _product, room=_of_products, cuts="KN"),
+        Op("dense_bias_sgd", "dz:f[B,N] b!:f[1,N] lr:s[1] ->", _per_element(1), cuts="N"),
         Op(
             "dense_relu_sgd",
             "x:f[B,K] dz:f[B,N] w!:f[K,N] lr:s[1] -> dx:f[B,K] db:f[1,K]",
             lambda d: 2 * _product(d),
             {"x": rectified},
             room=_of_products,
+            cuts="K",
         ),
         Op(
             "dense_softmax_cross_entropy",
@@ -265,10 +273,10 @@ OPS: dict[str, Op] = {
             room=lambda d: d["B"] * d["N"] + _of_products(d),
         ),
         # before an optimizer's step: limits for the gradients, penalties on the weights
-        Op("clip_value", "g!:f[P] limit:s[1] ->", _per_element(2)),
+        Op("clip_value", "g!:f[P] limit:s[1] ->", _per_element(2), cuts="P"),
         Op("clip_norm", "g!:f[P] limit:s[1] ->", _per_element(3)),
-        Op("penalize", "p:f[P] g!:f[P] l2:s[1] l1:s[1] ->", _per_element(4), {"p": normal}),
-        Op("decay", "p!:f[P] lr:s[1] weight_decay:s[1] ->", _per_element(1), {"p": normal}),
+        Op("penalize", "p:f[P] g!:f[P] l2:s[1] l1:s[1] ->", _per_element(4), {"p": normal}, cuts="P"),
+        Op("decay", "p!:f[P] lr:s[1] weight_decay:s[1] ->", _per_element(1), {"p": normal}, cuts="P"),
         # a batch's loss as scikit-learn has it: share * batch[0] / batch[1], of what the op of a loss added, and
         # alpha / 2 * sum(p ** 2) / (batch[1] / width), the weight of its rows; total takes it `rows` times
         Op(
@@ -286,25 +294,28 @@ OPS: dict[str, Op] = {
         ),
         Op("average", "sum!:f[P] count!:s[1] -> g:f[P]", _per_element(1), {"count": constant(4)}),
         # optimizers, over all parameters at once
-        Op("sgd", "p!:f[P] g:f[P] lr:s[1] ->", _per_element(2), {"p": normal}),
+        Op("sgd", "p!:f[P] g:f[P] lr:s[1] ->", _per_element(2), {"p": normal}, cuts="P"),
         Op(
             "sgd_momentum",
             "p!:f[P] velocity!:f[P] g:f[P] lr:s[1] momentum:s[1] nesterov:s[1] ->",
             _per_element(6),
             {"p": normal},
+            cuts="P",
         ),
         Op(
             "rmsprop",
             "p!:f[P] v!:f[P] m!:f[P] velocity!:f[P] g:f[P] lr:s[1] alpha:s[1] eps:s[1] momentum:s[1] centered:s[1] ->",
             _per_element(12),
             {"p": normal, "v": uniform, "m": small, "momentum": lambda *about: 0.9 * flag(*about)},
+            cuts="P",
         ),
-        Op("lion", "p!:f[P] m!:f[P] g:f[P] lr:s[1] betas:s[2] ->", _per_element(8), {"p": normal}),
+        Op("lion", "p!:f[P] m!:f[P] g:f[P] lr:s[1] betas:s[2] ->", _per_element(8), {"p": normal}, cuts="P"),
         Op(
             "adam",
             "p!:f[P] m!:f[P] v!:f[P] g:f[P] lr:s[1] betas:s[2] eps:s[2] steps!:s[1] ->",
             _per_element(12),
             {"p": normal, "v": uniform, "eps": constant(1e-2, 1e-3)},
+            cuts="P",
         ),
     ]
 }

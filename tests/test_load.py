@@ -174,6 +174,51 @@ print("as before")
 """
 
 
+FORKED_WHILE_TRAINING = """
+import os, sys, threading, time
+import fastbp
+from fastbp.kernels.threads import blas_libraries
+
+X, y = fastbp.spiral_data(300, 3, seed=0)
+
+
+def fitted():
+    layers = [fastbp.Dense(2, 16), fastbp.ReLU(), fastbp.Dense(16, 3)]
+    loss, optimizer = fastbp.SoftmaxCrossEntropy(), fastbp.Adam()
+    model = fastbp.Sequential(layers, loss=loss, optimizer=optimizer, engine=sys.argv[1], seed=0, threads=1)
+    return model.fit(X, y)
+
+
+model = fitted()
+libraries = blas_libraries(model.engine)
+before = [library.get_num_threads() for library in libraries]
+threading.Thread(target=model.fit, args=(X, y), kwargs={"epochs": 10**9}, daemon=True).start()
+for _ in range(20):
+    time.sleep(0.02)
+    child = os.fork()
+    if not child:
+        model.predict(X)
+        fitted()
+        os._exit(0 if [library.get_num_threads() for library in libraries] == before else 3)
+    end = time.monotonic() + 30
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
+        time.sleep(0.001)
+    if ended == (0, 0):
+        os.kill(child, 9)
+    assert ended == (child, 0), ended
+print("each went its way", flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_child_has_blas_and_locks_for_itself(cpu_engine):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED_WHILE_TRAINING, cpu_engine.name], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout == "each went its way\n", done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.parametrize("when", ["imported", "used"])
 def test_fork(cpu_engine, when):

@@ -1,0 +1,39 @@
+"""Compiled functions on disk, which later processes take from there."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .numba_blas import BLAS_IS_NUMPYS
+
+__all__ = ["DIGEST", "with_disk_cache"]
+
+# Numba's cache tells functions apart by their names, so each needs its own; and it would not see a change in what a
+# function calls from another file, so the digest of all of them belongs to the name, and of whose BLAS they call.
+SOURCES = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("numba_*.py")))
+DIGEST = f"{zlib.crc32(SOURCES, BLAS_IS_NUMPYS):08x}"
+
+log = logging.getLogger("fastbp")
+
+
+def with_disk_cache(decorator: Callable[..., Any], function: Callable[..., Any]) -> Any:
+    """Compile a function with a disk cache, or without one where no folder can be written to, or files are damaged."""
+    try:
+        return decorator(cache=True)(function)
+    except Exception as error:
+        say_uncached(type(error).__name__)
+        return decorator(cache=False)(function)
+
+
+@functools.cache
+def say_uncached(error: str) -> None:
+    log.warning(
+        "fastbp: no folder can keep the compiled kernels (%s); set NUMBA_CACHE_DIR to one that can be written to, or "
+        "remove a damaged one",
+        error,
+    )

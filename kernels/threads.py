@@ -1,0 +1,121 @@
+"""Locks that a fork leaves free, and how many threads BLAS may use."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+__all__ = ["Lock", "allowed_threads", "blas_libraries", "limited", "single"]
+
+
+class Lock:
+    """A lock for ``with`` blocks, within each other too, which in a forked process no thread of the parent's holds."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        _locks.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def free_after_fork(self) -> None:
+        if self._lock.acquire(blocking=False):  # it is nobody's, or the thread's that forked
+            self._lock.release()
+        else:
+            self._lock = threading.RLock()
+
+
+_locks: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+class Ask(NamedTuple):
+    """Who wants BLAS to have how many threads at most."""
+
+    by: int
+    threads: int
+
+
+# BLAS's setting belongs to the whole process, so those who change it share one book
+_book = Lock()
+_asked: list[Ask] = []  # what users allow
+_held: list[Ask] = []  # ones, of replays that spread work over threads themselves
+_before: list[tuple[Any, int]] = []  # each BLAS library, and its threads before anyone asked
+
+
+@contextlib.contextmanager
+def limited(threads: int, libraries: list[Any], page: list[Ask] = _asked) -> Iterator[None]:
+    """Hold BLAS to some threads for a ``with`` block; where several ask, to the least."""
+    ask = Ask(threading.get_ident(), threads)
+    try:
+        with _book:
+            if not _asked and not _held:
+                _before[:] = [(library, library.get_num_threads()) for library in libraries]
+            page.append(ask)
+            _apply()
+        yield
+    finally:
+        with _book:
+            with contextlib.suppress(ValueError):  # Ctrl-C may have come before it was there
+                page.remove(ask)
+            _apply()
+
+
+@contextlib.contextmanager
+def single(libraries: list[Any]) -> Iterator[bool]:
+    """Hold BLAS to one thread for a ``with`` block, which is told whether it is the only one that does."""
+    only = not _held
+    with limited(1, libraries, _held):
+        yield only
+
+
+def allowed_threads(libraries: list[Any]) -> int:
+    """How many threads BLAS would use if no replay held it."""
+    with _book:
+        counts = [n for _, n in _before] if _asked or _held else [library.get_num_threads() for library in libraries]
+        return min([*(ask.threads for ask in _asked), *counts], default=1)
+
+
+def _apply() -> None:
+    for library, before in _before:
+        library.set_num_threads(min([before, *(ask.threads for ask in [*_asked, *_held])]))
+
+
+@cache
+def blas_libraries(engine: Engine) -> list[Any]:
+    """The BLAS libraries that an engine uses; finding them takes longer than a small fit.
+
+    Raises
+    ------
+    ImportError
+        Where threadpoolctl is not installed.
+    """
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        raise ImportError("threads= needs threadpoolctl: pip install threadpoolctl") from None
+    engine.load_libraries()
+    return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
+
+
+def _after_fork() -> None:
+    """In a child process there is only the thread that forked."""
+    for lock in _locks:
+        lock.free_after_fork()
+    for page in (_asked, _held):
+        page[:] = [ask for ask in page if ask.by == threading.get_ident()]
+    _apply()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

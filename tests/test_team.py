@@ -1,0 +1,139 @@
+"""Several cores for one replay: calls in parts, and who computes them."""
+
+import numpy as np
+import pytest
+
+import fastbp
+from fastbp.kernels.engine import Call
+from fastbp.kernels.ops import OPS
+from fastbp.kernels.threads import allowed_threads, blas_libraries, limited, single
+
+from .checks import assert_allclose, assert_array_equal, on_host
+from .conftest import ENGINES
+
+CUTS = [(op, along) for op in OPS.values() for along in op.cuts]
+HELPERS = [0, 1, 5]
+
+
+@pytest.mark.parametrize(("op", "along"), CUTS, ids=[f"{op.name}-{along}" for op, along in CUTS])
+def test_parts_of_a_call_are_parts_of_its_results(rng, op, along):
+    engine = next(engine for engine in map(fastbp.engine, ENGINES) if engine.supports(op))
+    sizes = {d: 5 + i for i, d in enumerate("BKNMP")}
+    inputs = op.sample(rng, sizes, np.dtype(np.float64))
+    outputs = [np.full(op.shape(arg, sizes), np.nan) for arg in op.outputs]
+    whole, in_parts = ([array.copy() for array in [*inputs, *outputs]] for _ in range(2))
+    engine.execute(op, whole)
+    for start, stop in [(0, 3), (3, 4), (4, sizes[along])]:
+        part = op.part(in_parts, along, start, stop)
+        for i, arg in enumerate(op.inputs):
+            if arg.inplace and along not in arg.dims:
+                part[i] = in_parts[i] = inputs[i].copy()
+        engine.execute(op, part)
+    for a, b in zip(in_parts, whole, strict=True):
+        assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_an_op_is_cut_only_where_all_that_it_writes_can_be():
+    for op, along in CUTS:
+        for arg in op.outputs:
+            assert along in arg.dims, op
+        for arg in op.inputs:
+            assert not arg.inplace or along in arg.dims or arg.dims == ("1",), op
+
+
+@pytest.fixture(params=HELPERS, ids="helpers={}".format)
+def numba_in_parts(request, monkeypatch):
+    """The Numba engine as on a machine with other cores, which cuts calls that are small."""
+    engine = fastbp.engine("numba")
+    module = pytest.importorskip("fastbp.kernels.numba_engine")
+    monkeypatch.setattr(module, "PART", 1e-9)
+    monkeypatch.setattr(module, "UNIT", 16)
+    monkeypatch.setattr(module, "allowed_threads", lambda _: 4)
+    helped = module.helped
+    monkeypatch.setattr(module, "helped", lambda team, _: helped(team, request.param))
+    return engine
+
+
+def test_each_part_is_computed_once(numba_in_parts):
+    p, g = np.arange(1000.0), np.ones(1000)
+    program = numba_in_parts.program([Call(OPS["sgd"], (p, g, numba_in_parts.scalar(1.0)))])
+    program.bind()
+    program.run(20_000)
+    assert_array_equal(p, np.arange(1000.0) - 20_000)
+
+
+@pytest.mark.parametrize("optimizer", [lambda: fastbp.SGD(0.01), lambda: fastbp.Adam(0.01)], ids=["SGD", "Adam"])
+def test_training_in_parts_gives_what_numpy_gives(numba_in_parts, rng, optimizer):
+    X, y = rng.standard_normal((300, 50)), rng.integers(0, 40, 300)
+    trained = []
+    for engine in (numba_in_parts, "numpy"):
+        model = fastbp.Sequential(
+            [fastbp.Dense(50, 100), fastbp.ReLU(), fastbp.Dense(100, 70), fastbp.Tanh(), fastbp.Dense(70, 40)],
+            loss=fastbp.SoftmaxCrossEntropy(), optimizer=optimizer(), engine=engine, seed=0, dtype=np.float64,
+        )  # fmt: skip
+        model.fit(X, y, epochs=3, batch_size=64)
+        model.fit(X, y, epochs=2, batch_size=64)  # what counts steps goes on
+        trained.append(model)
+    in_parts, whole = trained
+    assert_allclose(in_parts.predict(X), whole.predict(X), rtol=1e-8)
+    assert_allclose(in_parts.history["loss"], whole.history["loss"], rtol=1e-8)
+
+
+def test_who_helps_changes_no_bit(monkeypatch, rng):
+    engine = fastbp.engine("numba")
+    module = pytest.importorskip("fastbp.kernels.numba_engine")
+    x, w, b = (rng.standard_normal(shape).astype(np.float32) for shape in [(256, 300), (300, 500), (1, 500)])
+    monkeypatch.setattr(module, "allowed_threads", lambda _: 3)
+    helped, results = module.helped, []
+    for count in HELPERS:
+        monkeypatch.setattr(module, "helped", lambda team, _, count=count: helped(team, count))
+        results.append(engine.dense_forward(x, w, b))
+    for result in results[1:]:
+        assert_array_equal(result, results[0])
+
+
+class Library:
+    """A BLAS library, as threadpoolctl shows it."""
+
+    def __init__(self, threads):
+        self.threads = threads
+
+    def get_num_threads(self):
+        return self.threads
+
+    def set_num_threads(self, threads):
+        self.threads = threads
+
+
+def test_those_who_hold_blas_share_one_book():
+    blas = Library(8)
+    with limited(4, [blas]):
+        assert (blas.threads, allowed_threads([blas])) == (4, 4)
+        with single([blas]) as alone:
+            assert alone
+            assert (blas.threads, allowed_threads([blas])) == (1, 4)
+            with single([blas]) as alone, limited(2, [blas]):
+                assert not alone
+                assert (blas.threads, allowed_threads([blas])) == (1, 2)
+        assert blas.threads == 4
+    assert blas.threads == 8
+    with pytest.raises(ZeroDivisionError), single([blas]):
+        1 / 0  # noqa: B018
+    assert blas.threads == 8
+
+
+def test_a_model_follows_the_number_of_threads(rng):
+    engine = fastbp.engine("numba")
+    X, y = rng.standard_normal((256, 700)).astype(np.float32), rng.integers(0, 10, 256)
+    layers = [fastbp.Dense(700, 600), fastbp.ReLU(), fastbp.Dense(600, 10)]
+    model = fastbp.Sequential(
+        layers, loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.SGD(0.01), engine=engine, seed=0
+    )
+    before = [library.get_num_threads() for library in blas_libraries(engine)]
+    expected = model.predict(X)
+    for threads in (1, None, 2):
+        with limited(threads or 64, blas_libraries(engine)):
+            assert_allclose(on_host(model.predict(X)), expected, rtol=1e-4)
+        model.fit(X, y, batch_size=256, threads=threads)
+        expected = model.predict(X)
+        assert [library.get_num_threads() for library in blas_libraries(engine)] == before
