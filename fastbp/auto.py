@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from .files import write_bytes
+from .atomic import write_bytes
 from .kernels.engine import Engine
 from .kernels.threads import Lock
 from .losses import Loss

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .activations import ELU, GELU, Identity, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
+from .atomic import write_bytes
 from .layers import Dense, Dropout, Layer, Softmax
 from .model import Sequential
 from .norms import BatchNorm, LayerNorm
@@ -382,7 +383,7 @@ def export_onnx(model: Sequential | Perceptron, path: str | Path) -> None:
     )
     file = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], producer_name="fastbp", ir_version=8)
     onnx.checker.check_model(file, full_check=True)
-    Path(path).write_bytes(file.SerializeToString())
+    write_bytes(Path(path), file.SerializeToString())
 
 
 def _classes(graph: Graph, model: Any, logits: str) -> dict[str, tuple[Any, int | None]]:

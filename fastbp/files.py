@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import os
-import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 
 import fastbp
 
+from .atomic import write_bytes
 from .boundary import as_count, as_flag
 from .kernels.engine import Engine
 from .layers import Layer
@@ -74,25 +73,6 @@ def write(path: str | Path, tensors: dict[str, Any], about: dict[str, Any]) -> N
         raise ImportError(_INSTALL) from None
     text = json.dumps(about)
     write_bytes(Path(path), to_bytes(tensors, {"fastbp": text, "crc32": checksum(text, tensors)}))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that is whole at any time, also where several processes write it."""
-    path = path.resolve()  # of a link, that to which it leads
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is no file that could be replaced")
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            shutil.copymode(path, temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def load(

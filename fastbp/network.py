@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Network"]
 
-TAPES = 32  # how many recordings a model keeps
+TAPES, TAPES_BYTES = 32, 1 << 28  # how many recordings a model keeps, and how much memory beside the last one's
 
 
 class Network:
@@ -254,13 +254,19 @@ class Network:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         memo[id(self)] = twin = object.__new__(type(self))
-        with self.at_rest():
-            state = copy.deepcopy(self.__getstate__(), memo)
-        twin.__setstate__(state)
+        twin.__setstate__(self._state_copied(memo))
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
+        others_train = self._training not in (None, threading.get_ident())
+        return self._state_copied({id(self): self}) if others_train else self._state()
+
+    def _state(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in self._made_anew}
+
+    def _state_copied(self, memo: dict[int, Any]) -> dict[str, Any]:
+        with self.at_rest():
+            return copy.deepcopy(self._state(), memo)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
@@ -377,13 +383,14 @@ class Network:
         """The recording for `key` and the parts as they are; made where it is not there yet."""
         with self._recording:
             key = *key, *map(self._signatures, parts)
-            tape = self._tapes.get(key)
+            tape = self._tapes.pop(key, None)
             if tape is None:
                 recorder = Recorder(self.engine, self.dtype)
                 record(recorder)
-                while len(self._tapes) >= TAPES:
+                tape = recorder.tape()
+                while len(self._tapes) >= TAPES or sum(kept.nbytes for kept in self._tapes.values()) > TAPES_BYTES:
                     del self._tapes[next(iter(self._tapes))]
-                tape = self._tapes[key] = recorder.tape()
+            self._tapes[key] = tape  # behind those that were used less lately
         return tape
 
     def _features_of(self, X: Any, name: str = "X") -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
@@ -12,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn import neural_network
 from sklearn.base import BaseEstimator, is_classifier
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, check_scoring, r2_score
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import LabelBinarizer
@@ -115,7 +117,13 @@ def is_plain_target(y: Any, rows: int, labels: bool) -> bool:
     """Whether y is an array in which `validate_data` would change nothing."""
     if type(y) is not np.ndarray or y.shape != (rows,):
         return False
-    return y.dtype.kind in "iu" if labels else y.dtype == np.float64 and math.isfinite(y.sum())
+    return y.dtype.kind in "iu" if labels else y.dtype == np.float64 and is_finite(y)
+
+
+def is_finite(x: Array) -> bool:
+    """Whether the sum of an array's elements is finite, and so each of them."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.isfinite(x.sum())
 
 
 def in_rows(X: Any) -> Any:
@@ -212,8 +220,9 @@ class Perceptron(BaseEstimator):
             self.__dict__ |= known
             model, data, score = self._prepared(X, y, sample_weight, incremental, validation_data)
         except BaseException:
-            self.__dict__.clear()
-            self.__dict__ |= before
+            self.__dict__ |= before  # never without what other threads predict with
+            for name in self.__dict__.keys() - before.keys():
+                del self.__dict__[name]
             raise
         try:
             constants = self._constants(data.y)
@@ -228,6 +237,12 @@ class Perceptron(BaseEstimator):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
                 "preprocessed."
+            )
+        if not np.isfinite(self.loss_):
+            warnings.warn(
+                f"The loss became {self.loss_}, which ended training. Scale the targets, or lower learning_rate_init.",
+                ConvergenceWarning,
+                stacklevel=3,
             )
         return self
 
@@ -383,7 +398,7 @@ class Perceptron(BaseEstimator):
             and len(X) > 0
             and X.shape[1] == self.__dict__.get("n_features_in_")
             and "feature_names_in_" not in self.__dict__
-            and math.isfinite(X.sum())
+            and is_finite(X)
         )
 
     def _outputs(self, X: Any, probabilities: bool = False) -> Array:

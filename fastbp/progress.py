@@ -33,7 +33,9 @@ class Progress:
                 if verbose:
                     raise ImportError("verbose=True needs tqdm: pip install 'fastbp[cli]'") from None
             else:
-                self._bar = tqdm(total=total, unit=unit, file=sys.stderr)
+                # no thread of tqdm's beside the bar, which at exit would wait for what Ctrl-C interrupted
+                bar = type("Bar", (tqdm,), {"monitor_interval": 0})
+                self._bar = bar(total=total, unit=unit, file=sys.stderr)
 
     def step(self, figures: dict[str, float]) -> None:
         """One piece is done; `figures` are an epoch's loss and the like."""

@@ -163,11 +163,15 @@ class Recorder(OpCaller):
 
 
 class Tape:
-    """A recording, ready to replay. It owns the memory that its calls share; the lock is for who replays it."""
+    """A recording, ready to replay. It owns the memory that its calls share; the lock is for who replays it.
+
+    `nbytes` counts what passes between its calls.
+    """
 
     def __init__(self, engine: Engine, calls: list[Call], memory: dict[str, Array], passing: list[Array]) -> None:
         self.calls = calls
         self.memory = memory
+        self.nbytes = sum(array.nbytes for array in {id(array): array for array in passing}.values())
         self.lock = Lock()
         self._program = engine.recorded(calls, passing)
 

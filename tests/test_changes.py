@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import pickle
 import threading
 
 import numpy as np
@@ -379,3 +380,28 @@ def test_weights_that_a_last_step_made_infinite_go_back_before_callbacks_see_the
     with pytest.raises(FloatingPointError, match="the weights became infinite in epoch 1"):
         model.fit(X, Y, epochs=1, batch_size=50, callbacks=[lambda model, figures: pytest.fail("called")])
     assert_same_parameters(model, before, rtol=0)
+
+
+def test_a_pickle_holds_one_step_while_another_thread_trains(cpu_engine):
+    wide = 200_000
+    layer = fastbp.Dense(1, wide)
+    layer.weights = np.zeros((1, wide), np.float32)
+    loss, optimizer = fastbp.MeanSquaredError(reduction="sum"), fastbp.Adam(0.01)
+    model = fastbp.Sequential([layer], loss=loss, optimizer=optimizer, engine=cpu_engine, seed=0)
+    X, y = np.ones((20, 1), np.float32), np.full((20, wide), 1000, np.float32)
+    done = threading.Event()
+
+    def train():
+        while not done.is_set():
+            model.fit(X, y, epochs=5, batch_size=1)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        for _ in range(50):
+            pickled = pickle.loads(pickle.dumps(model)).layers[0]
+            assert np.ptp(pickled.weights) == 0
+            assert pickled.weights[0, 0] == pickled.biases[0, 0]  # which have the same gradients
+    finally:
+        done.set()
+        thread.join()

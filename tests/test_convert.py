@@ -1,5 +1,6 @@
 """Models from other libraries and for them compute what they computed there."""
 
+import os
 from importlib.util import find_spec
 
 import numpy as np
@@ -237,3 +238,19 @@ def test_onnx_of_an_estimator(problem, dtype, tmp_path):
     else:
         np.testing.assert_array_equal(found["label"], model.predict(rows))
         np.testing.assert_allclose(found["probabilities"], model.predict_proba(rows), rtol=1e-4, atol=1e-6)
+
+
+def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    path, model = tmp_path / "model.onnx", fastbp.Sequential([fastbp.Dense(2, 3)], seed=0)
+    fastbp.export_onnx(model, path)
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        fastbp.export_onnx(model, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert path.read_bytes() == before

@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -475,3 +476,44 @@ def test_several_outputs_have_the_gradient_of_their_sum():
     model.fit(data, numbers)
     np.testing.assert_allclose(model.coefs_[0], start.coefs_[0] - 0.1 * data.T @ error / 40)
     assert model.loss_ == pytest.approx((error**2).mean() / 2)
+
+
+def test_others_predict_while_partial_fit_is_refused():
+    X, y = np.random.default_rng(0).standard_normal((50, 4)), np.arange(50) % 3
+    model, bad = MLPClassifier((5,), random_state=0).partial_fit(X, y, classes=[0, 1, 2]), X.copy()
+    bad[0, 0] = np.nan
+    expected, failed, done = model.predict(X), [], threading.Event()
+
+    def predict():
+        while not done.is_set():
+            try:
+                np.testing.assert_array_equal(model.predict(X), expected)
+            except BaseException as error:
+                failed.append(error)
+
+    before, thread = sys.getswitchinterval(), threading.Thread(target=predict)
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        for _ in range(300):
+            with pytest.raises(ValueError, match="NaN"):
+                model.partial_fit(bad, y)
+    finally:
+        done.set()
+        thread.join()
+        sys.setswitchinterval(before)
+    assert not failed
+
+
+def test_a_loss_that_overflows_is_said():
+    X, _ = make_regression(50, 3, random_state=0)
+    with pytest.warns(ConvergenceWarning, match="The loss became inf, which ended training"):
+        MLPRegressor(solver="sgd", random_state=0).fit(X, X[:, 0] * 1e160)
+
+
+def test_large_numbers_are_predicted_without_a_warning():
+    X, y = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32), np.arange(20) % 2
+    model = MLPClassifier((5,), max_iter=1, random_state=0)
+    with pytest.warns(ConvergenceWarning):
+        model.fit(X, y)
+    assert len(model.predict(np.full((20, 4), 3e37, np.float32))) == 20

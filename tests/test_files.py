@@ -329,7 +329,7 @@ def test_layers_in_layers_without_end(path):
     for _ in range(200):
         about["layers"] = [{"type": "Residual", "config": {"layers": about["layers"]}}]
     rewrite(path, about)
-    with pytest.raises(ValueError, match=r"is not a (complete fastbp model|model file)"):
+    with pytest.raises(ValueError, match=r"is not a (complete fastbp model|model file)|adds its input"):
         fastbp.load(path)
 
 
@@ -537,3 +537,19 @@ def test_saving_changes_nothing(engine, path):
     before = state_of(model)
     model.save(path)
     assert state_of(model) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are others there")
+def test_nobody_else_can_read_a_private_file_while_it_is_written(path, monkeypatch):
+    path.write_text("private")
+    path.chmod(0o600)
+    seen = []
+    flush = os.fsync
+
+    def look(file):
+        seen.append(stat.S_IMODE(os.fstat(file).st_mode))
+        flush(file)
+
+    monkeypatch.setattr(os, "fsync", look)
+    small_model().save(path)
+    assert seen == [0o600]

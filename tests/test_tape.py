@@ -403,3 +403,27 @@ def test_parameters_survive_what_recording_refuses(engine):
     model.layers = layers
     assert_same_parameters(model, before, 0)
     model.fit(X, y, epochs=1)
+
+
+def test_what_a_model_keeps_of_recordings_is_bounded_in_bytes(monkeypatch):
+    model = small_model()
+    X, y = small_data(110)
+    model.train_on_batch(X[:100], y[:100])
+    (first,) = model._tapes.values()
+    assert first.nbytes > 100 * (8 + 3) * 8  # what the layers give, and their gradients
+    monkeypatch.setattr("fastbp.network.TAPES_BYTES", 3 * first.nbytes)
+    for rows in range(101, 110):
+        model.train_on_batch(X[:rows], y[:rows])
+    assert len(model._tapes) in (3, 4)
+
+
+def test_a_recording_in_use_outlives_those_used_once(monkeypatch):
+    monkeypatch.setattr("fastbp.network.TAPES", 3)
+    model = small_model()
+    X, y = small_data(20)
+    model.train_on_batch(X, y)
+    (training,) = model._tapes.values()
+    for rows in range(1, 10):
+        model.predict(X[:rows])
+        model.train_on_batch(X, y)
+    assert training in model._tapes.values()
