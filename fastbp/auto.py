@@ -19,7 +19,7 @@ import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -30,15 +30,14 @@ from .kernels.threads import Lock
 from .losses import Loss
 from .machine import cpu_name, usable_cores, version_of
 from .memory import Memory
+from .network import Network
+from .samples import Data
 from .selection import brought, engine, engines
 from .threads import limited_threads
-from .training import Data, Trainer
+from .training import Trainer
 from .version import __version__
 
-if TYPE_CHECKING:
-    from .network import Network
-
-__all__ = ["INSTALL", "Step", "fastest", "folder", "kept_choices"]
+__all__ = ["INSTALL", "Step", "fastest", "folder", "kept_choices", "settle"]
 
 SECONDS = 0.5  # what all timed replays may take together
 PIECE = 1e-3  # seconds, what one of them should take
@@ -109,6 +108,27 @@ class Here(NamedTuple):
     versions: dict[str, str]
     #: The devices of those that are available, by name.
     engines: dict[str, str]
+
+
+def settle(
+    model: Network, data: Data | None, rows: int | None, loss: Loss, accumulate: int = 1, threads: int | None = None
+) -> Engine:
+    """The engine for a training step; where "auto" was chosen, the fastest at it, to which the model moves.
+
+    Parameters
+    ----------
+    model : Network
+    data : Data or None
+        What the step takes its rows from; None for the engine that is in use.
+    rows : int or None
+        How many it takes; None where `data` are a batch that comes alone.
+    loss : Loss
+    accumulate, threads : optional
+        As in `Sequential.training`.
+    """
+    if model.chooses_engine and data is not None:
+        model.keep_to(fastest(Step(model, loss, data, rows, accumulate, threads)))
+    return model.engine
 
 
 def fastest(step: Step) -> Engine:

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +14,10 @@ from .callbacks import Callback
 from .files import describe, describe_value, explained, read, rebuild, schedule_of, write
 from .kernels.engine import Engine
 from .layers import Layer
+from .network import Network
 from .optim import Optimizer
 from .part import Part, Setting
 from .selection import engine as choose_engine
-
-if TYPE_CHECKING:
-    from .model import Sequential
 
 __all__ = ["Checkpoints"]
 
@@ -29,7 +27,7 @@ class Checkpoints:
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
     path : path
     every : int
         Epochs from one to the next.
@@ -37,7 +35,7 @@ class Checkpoints:
         Those of the call, in order; what their `progress` gives is kept, too.
     """
 
-    def __init__(self, model: Sequential, path: str | Path, every: int, callbacks: Sequence[Any]) -> None:
+    def __init__(self, model: Network, path: str | Path, every: int, callbacks: Sequence[Any]) -> None:
         self._model, self._path, self._every = model, Path(path), every
         self._callbacks = [callback for callback in callbacks if isinstance(callback, Callback)]
         self._names = [type(callback).__name__ for callback in self._callbacks]

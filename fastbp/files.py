@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,10 +19,13 @@ from .atomic import write_bytes
 from .boundary import as_count, as_flag
 from .kernels.engine import Engine
 from .layers import Layer
-from .model import Sequential
+from .network import Network
 from .part import Part
 from .schedules import Schedule
 from .selection import AUTO, EngineNotAvailable, choice
+
+if TYPE_CHECKING:
+    from .model import Sequential
 
 __all__ = ["load", "read_metadata", "save"]
 
@@ -32,7 +35,7 @@ SWITCHES = {"trainable": "_trainable", "training": "training"}  # of layers, and
 _INSTALL = "model files need safetensors: pip install 'fastbp[files]'"
 
 
-def save(model: Sequential, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
+def save(model: Network, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
     """Write a model: parameters, optimizer state, counters, random state and history.
 
     The file is written beside `path` and renamed, so that `path` holds the old model or the new one. Where the process
@@ -138,13 +141,13 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return metadata
 
 
-def describe(model: Sequential) -> tuple[dict[str, Any], dict[str, Any]]:
+def describe(model: Network) -> tuple[dict[str, Any], dict[str, Any]]:
     """All that a model's file holds: arrays by name, and what JSON holds."""
     with model.at_rest():
         return _describe(model)
 
 
-def _describe(model: Sequential) -> tuple[dict[str, Any], dict[str, Any]]:
+def _describe(model: Network) -> tuple[dict[str, Any], dict[str, Any]]:
     arrays = {f"layers.{path}": layer.__dict__[name] for path, (layer, name) in model.places().items()}
     if model.optimizer is not None:
         arrays |= {f"optimizer.{name}": model.optimizer.__dict__[name] for name in model.optimizer.state}
@@ -166,7 +169,7 @@ def _describe(model: Sequential) -> tuple[dict[str, Any], dict[str, Any]]:
     return {name: model.engine.asnumpy(array).copy() for name, array in arrays.items()}, about
 
 
-def schedule_of(model: Sequential) -> Schedule:
+def schedule_of(model: Network) -> Schedule:
     """The optimizer's schedule where it is one that learns; otherwise one that does not."""
     schedule = None if model.optimizer is None else model.optimizer.schedule
     return schedule if isinstance(schedule, Schedule) else Schedule()
@@ -266,6 +269,8 @@ def rebuild(
     about: dict[str, Any], tensors: dict[str, Any], engine: str | Engine | None, custom: Mapping[str, type[Part]]
 ) -> Sequential:
     """The model that `describe` described."""
+    from .model import Sequential
+
     size, held = _size(about["layers"]), sum(array.nbytes for array in tensors.values())
     if size > SMALL + held:  # before there is memory for them
         raise ValueError(f"the file describes layers of size {size}, but holds {held} bytes of numbers")

@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from . import Adam, AdamW, BinaryCrossEntropy, Dense, Dropout, MeanSquaredError, Poisson, SoftmaxCrossEntropy
 from .activations import ELU, GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
+from .auto import settle
 from .boundary import as_number
 from .callbacks import tell, told
 from .interop import dense, is_sparse
@@ -26,7 +27,7 @@ from .model import Sequential
 from .optim import SGD, Optimizer
 from .part import Setting
 from .progress import Progress
-from .training import Data, batches
+from .samples import Data, batches
 
 __all__ = [
     "ACTIVATIONS",
@@ -283,9 +284,9 @@ def settle_engine(estimator: Any, model: Sequential, data: Data, once: bool) -> 
     if sparse or once:
         data = next(batches(data, np.arange(rows), size))
     if estimator.solver == "lbfgs":
-        model.engine_for(data, size, loss.loss, -(-rows // PIECE), model.threads)
+        settle(model, data, size, loss.loss, -(-rows // PIECE), model.threads)
     else:
-        model.engine_for(data, None if sparse or once else size, loss, threads=model.threads)
+        settle(model, data, None if sparse or once else size, loss, threads=model.threads)
 
 
 def keep_books(estimator: Any, loss: float, score: Callable[[], float] | None) -> dict[str, float]:

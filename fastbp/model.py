@@ -8,25 +8,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from reprlib import repr as short
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
 
-from .boundary import as_array, as_count, as_flag, as_metrics, as_number, check_metrics, on_host
+from .auto import settle
+from .boundary import as_array, as_count, as_flag, as_metrics, as_number, check_metrics
 from .callbacks import Callback, EpochFunction, tell, told
+from .checkpoints import Checkpoints
+from .files import save
 from .interop import dense, in_bounds, is_sparse, like
 from .kernels.ops import Array
 from .layers import Layer
 from .losses import Loss
-from .network import Network
+from .network import Network, needed
 from .progress import Progress
+from .samples import Data, batches
 from .source import Source
 from .steps import record_forward
 from .threads import limited_threads
-from .training import Data, Trainer, batches
-
-if TYPE_CHECKING:
-    from .checkpoints import Checkpoints
+from .training import Trainer
 
 __all__ = ["Gradients", "Sequential"]
 
@@ -186,8 +187,8 @@ class Sequential(Network):
         >>> model.fit(X, y, epochs=3, validation_data=(X, y)).history.keys()
         dict_keys(['loss', 'val_loss', 'val_accuracy'])
         """
-        _needed("loss", self.loss)
-        optimizer = _needed("optimizer", self.optimizer)
+        needed("loss", self.loss)
+        optimizer = needed("optimizer", self.optimizer)
         epochs, batch_size = as_count(epochs, "epochs"), as_count(batch_size, "batch_size")
         accumulate = as_count(accumulate, "accumulate")
         threads = self.threads if threads is None else as_count(threads, "threads")
@@ -213,7 +214,7 @@ class Sequential(Network):
         sample, size = source.sample(batch_size) if self.chooses_engine else (None, None)
         with (
             self._alone(),
-            limited_threads(threads, self.engine_for(sample, size, source.loss(), accumulate, threads)),
+            limited_threads(threads, settle(self, sample, size, source.loss(), accumulate, threads)),
             told(callbacks, self, names) as listeners,
             Progress(epochs, verbose) as progress,
             Trainer(self, source.loss, accumulate) as trainer,
@@ -245,7 +246,7 @@ class Sequential(Network):
                 finally:  # the epoch has trained, also where a metric fails
                     self.note(figures)
                 progress.step(figures)
-                _needed("optimizer", self.optimizer).observe(figures)
+                needed("optimizer", self.optimizer).observe(figures)
                 over = tell(listeners, self, figures)
                 if checkpoints:
                     checkpoints.epoch(epoch + 1, epochs, over=over)
@@ -294,7 +295,7 @@ class Sequential(Network):
         data = self.checked(dense(in_bounds(X)), y, sample_weight, loss=loss)
         with (
             self._alone(),
-            limited_threads(threads, self.engine_for(data, None, loss, threads=threads)),
+            limited_threads(threads, settle(self, data, None, loss, threads=threads)),
             Trainer(self, lambda: loss) as trainer,
         ):
             trainer.bind(data, len(data.X))
@@ -325,7 +326,7 @@ class Sequential(Network):
         threads = self.threads if threads is None else as_count(threads, "threads")
 
         def current() -> Loss:
-            return _needed("loss", loss or self.loss)
+            return needed("loss", loss or self.loss)
 
         current()
         with (
@@ -379,7 +380,7 @@ class Sequential(Network):
         ValueError
             For `X` that does not fit, and for a model without a loss or with one for numbers.
         """
-        return like(X, self._outputs(self._features_of(X), _needed("loss", self.loss)))
+        return like(X, self._outputs(self._features_of(X), needed("loss", self.loss)))
 
     def evaluate(self, X: Any, y: Any, *, sample_weight: Any = None, metrics: Metrics = ()) -> dict[str, float]:
         """The loss on data held out, the accuracy where there are classes, and metrics.
@@ -429,7 +430,7 @@ class Sequential(Network):
         ValueError
             For data that does not fit, and for a model without a loss.
         """
-        loss = _needed("loss", self.loss).twin(engine=self.engine)
+        loss = needed("loss", self.loss).twin(engine=self.engine)
         data = self.checked(dense(in_bounds(X)), y, sample_weight)
         layers = [_copied(layer) for layer in self.layers]
         outputs = self.engine.asarray(data.X, self.dtype)
@@ -507,7 +508,7 @@ class Sequential(Network):
             When this step is, as in `train_on_batch`.
         """
         start = self._time(epoch)
-        optimizer = _needed("optimizer", self.optimizer)
+        optimizer = needed("optimizer", self.optimizer)
         for layer in self.walk():
             for name, where in self.memory.gradients_of(layer).items():
                 where[...] = getattr(layer, f"d{name}")
@@ -539,22 +540,10 @@ class Sequential(Network):
 
     def save(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write the model to a safetensors file; `fastbp.load` reads it. See `fastbp.files.save`."""
-        from .files import save
-
         save(self, path, metadata)
 
     def __repr__(self) -> str:
         return f"Sequential({list(self.layers)!r}, loss={self.loss!r}, optimizer={self.optimizer!r})"
-
-    def checked(self, X: Any, y: Any, sample_weight: Any = None, prefix: str = "", loss: Loss | None = None) -> Data:
-        """X, y and weights as the tapes take them, or an error that names what does not fit."""
-        X = self._features_of(X, f"{prefix}X")
-        rows, width = X.shape
-        for layer in self.layers:
-            width = layer.width(width)
-        loss = loss or _needed("loss", self.loss)
-        y, sample_weight = (on_host(x, self.engine) for x in (y, sample_weight))
-        return Data(X, *loss.targets(y, rows, width, sample_weight, f"{prefix}y", self.dtype))
 
     def _time(self, epoch: float | None) -> float:
         """When a single step is, in epochs."""
@@ -570,17 +559,7 @@ class Sequential(Network):
     def _checkpoints(self, path: str | Path | None, every: int, callbacks: Sequence[Any] | None) -> Checkpoints | None:
         if path is None:
             return None
-        from .checkpoints import Checkpoints
-
         return Checkpoints(self, path, every, callbacks or ())
-
-    def loss_with(self, class_weight: Any) -> Loss:
-        """What training needs: the loss, here with class weights in place of its own."""
-        loss = _needed("loss", self.loss)
-        _needed("optimizer", self.optimizer)
-        if not len(self.memory.gradients):
-            raise ValueError("no layer of this model has parameters to train")
-        return loss if class_weight is None else loss.with_class_weight(class_weight)
 
     def _outputs(self, X: Array, loss: Loss | None = None) -> Array:
         """The last layer's output for all rows of a checked X, or what a loss takes for probabilities, as NumPy's."""
@@ -602,7 +581,7 @@ class Sequential(Network):
         return result if self.engine.owns(x) else like(x, self.engine.asnumpy(result))
 
     def _scores(self, data: Data, metrics: Mapping[str, Callable[..., float]], *, weighted: bool) -> dict[str, float]:
-        loss = _needed("loss", self.loss).twin(engine=self.engine)
+        loss = needed("loss", self.loss).twin(engine=self.engine)
         outputs, total = self._outputs(data.X), self.engine.zeros((2,), np.float64)
         loss.gradient(self.engine.asarray(outputs), data.y, data.weights, total)
         scores = {"loss": loss.value(total)}
@@ -620,7 +599,7 @@ class Sequential(Network):
         return scores | {name: _figure(name, metric(true, predicted, **options)) for name, metric in metrics.items()}
 
     def _score_names(self, metrics: Iterable[str]) -> list[str]:
-        return ["loss", *(["accuracy"] if _needed("loss", self.loss).classifies else []), *metrics]
+        return ["loss", *(["accuracy"] if needed("loss", self.loss).classifies else []), *metrics]
 
 
 def _copied(layer: Layer) -> Layer:
@@ -635,9 +614,3 @@ def _figure(metric: str, value: Any) -> float:
         if np.ndim(value) == 0 and not isinstance(value, str | bytes):
             return float(value)
     raise TypeError(f"metrics[{metric!r}] must return a number, got {short(value)}")
-
-
-def _needed(name: str, part: P | None) -> P:
-    if part is None:
-        raise ValueError(f"this needs a model with {name}=, as in Sequential(layers, loss=..., optimizer=...)")
-    return part

@@ -6,11 +6,11 @@ import contextlib
 import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from .boundary import as_count, as_features, as_float_type, as_seed, as_tuple
+from .boundary import as_count, as_features, as_float_type, as_seed, as_tuple, on_host
 from .kernels.engine import Engine
 from .kernels.ops import Array
 from .kernels.threads import Lock
@@ -19,19 +19,18 @@ from .losses import Loss
 from .memory import Memory
 from .optim import Optimizer
 from .part import Part
+from .samples import Data
 from .schedules import Schedule
 from .selection import AUTO, choice
 from .selection import engine as choose_engine
 from .shuffling import shuffler
-from .steps import Signatures
+from .signatures import Signatures
 from .tape import Recorder, Tape
 from .threads import Turns
 
-if TYPE_CHECKING:
-    from .training import Data
-
 __all__ = ["Network"]
 
+P = TypeVar("P")
 TAPES, TAPES_BYTES = 32, 1 << 28  # how many recordings a model keeps, and how much memory beside the last one's
 
 
@@ -156,32 +155,6 @@ class Network:
                     part.go_to(engine)
                 self._engine = engine
                 self._gather()
-
-    def engine_for(
-        self,
-        data: Data | None,
-        rows: int | None,
-        loss: Loss,
-        accumulate: int = 1,
-        threads: int | None = None,
-    ) -> Engine:
-        """The engine for a training step; where "auto" was chosen, the fastest at it, to which this model moves.
-
-        Parameters
-        ----------
-        data : Data or None
-            What the step takes its rows from; None for the engine that is in use.
-        rows : int or None
-            How many it takes; None where `data` are a batch that comes alone.
-        loss : Loss
-        accumulate, threads : optional
-            As in `Sequential.training`.
-        """
-        if self.chooses_engine and data is not None:
-            from .auto import Step, fastest
-
-            self.keep_to(fastest(Step(self, loss, data, rows, accumulate, threads)))
-        return self.engine
 
     def walk(self) -> Iterator[Layer]:
         """All layers, those inside others too."""
@@ -393,6 +366,24 @@ class Network:
             self._tapes[key] = tape  # behind those that were used less lately
         return tape
 
+    def checked(self, X: Any, y: Any, sample_weight: Any = None, prefix: str = "", loss: Loss | None = None) -> Data:
+        """X, y and weights as the tapes take them, or an error that names what does not fit."""
+        X = self._features_of(X, f"{prefix}X")
+        rows, width = X.shape
+        for layer in self.layers:
+            width = layer.width(width)
+        loss = loss or needed("loss", self.loss)
+        y, sample_weight = (on_host(x, self.engine) for x in (y, sample_weight))
+        return Data(X, *loss.targets(y, rows, width, sample_weight, f"{prefix}y", self.dtype))
+
+    def loss_with(self, class_weight: Any) -> Loss:
+        """What training needs: the loss, here with class weights in place of its own."""
+        loss = needed("loss", self.loss)
+        needed("optimizer", self.optimizer)
+        if not len(self.memory.gradients):
+            raise ValueError("no layer of this model has parameters to train")
+        return loss if class_weight is None else loss.with_class_weight(class_weight)
+
     def _features_of(self, X: Any, name: str = "X") -> Array:
         """X as a table that the first layer takes, in its own dtype, or an error that names what does not fit."""
         table = as_features(X, self._features, name, self.dtype, self.engine)
@@ -423,3 +414,10 @@ def _check_stack(layers: tuple[Layer, ...]) -> int | None:
         for layer in layers:
             width = layer.width(width)
     return features
+
+
+def needed(name: str, part: P | None) -> P:
+    """The loss or the optimizer, or an error where the model has none."""
+    if part is None:
+        raise ValueError(f"this needs a model with {name}=, as in Sequential(layers, loss=..., optimizer=...)")
+    return part

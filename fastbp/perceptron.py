@@ -39,9 +39,9 @@ from .interop import in_bounds, is_sparse
 from .kernels.engine import DTypeError, real_array
 from .kernels.ops import Array
 from .model import Sequential
+from .samples import Data
 from .selection import choice, engines
 from .selection import engine as choose_engine
-from .training import Data
 
 __all__ = ["BOOKS", "Perceptron"]
 

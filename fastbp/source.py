@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .boundary import as_samples
 from .interop import dense, in_bounds, is_sparse
 from .losses import Loss
-from .steps import signature
-from .training import Data, batches
-
-if TYPE_CHECKING:
-    from .model import Sequential
+from .network import Network
+from .samples import Data, batches
+from .signatures import signature
 
 __all__ = ["Source"]
 
@@ -25,7 +23,7 @@ class Source:
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
     X, y, sample_weight, class_weight, validation_data
         As in `Sequential.fit`.
 
@@ -42,7 +40,7 @@ class Source:
     held_out: Data | None
 
     def __init__(
-        self, model: Sequential, X: Any, y: Any, sample_weight: Any, class_weight: Any, validation_data: Any
+        self, model: Network, X: Any, y: Any, sample_weight: Any, class_weight: Any, validation_data: Any
     ) -> None:
         if y is None:
             if hasattr(X, "shape") or hasattr(X, "dtypes") or not (callable(X) or isinstance(X, Iterable)):

@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Self
 
 import numpy as np
 
-from .interop import dense
 from .kernels.engine import Engine
 from .kernels.ops import Array
 from .losses import Loss
 from .memory import Memory
+from .network import Network
+from .samples import Data, batches
 from .steps import Run, record_training, record_update
 from .tape import Tape
 
-if TYPE_CHECKING:
-    from .network import Network
-
-__all__ = ["Data", "Trainer", "batches"]
-
-
-class Data(NamedTuple):
-    """Samples that were checked against a model."""
-
-    X: Array
-    y: Array
-    #: How much each row counts, shape (rows,); None where all count 1.
-    weights: Array | None = None
-
-    def take(self, rows: Any) -> Data:
-        """Some of the rows, by their numbers or a slice."""
-        return Data(self.X[rows], self.y[rows], None if self.weights is None else self.weights[rows])
-
-
-def batches(data: Data, order: Array, size: int) -> Iterator[Data]:
-    """The batches of an epoch over rows in an order; sparse ones are made dense a batch at a time."""
-    for start in range(0, len(order), size):
-        batch = data.take(order[start : start + size])
-        yield batch._replace(X=dense(batch.X))
+__all__ = ["Trainer"]
 
 
 class Trainer:

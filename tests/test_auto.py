@@ -18,6 +18,7 @@ from fastbp import auto
 from fastbp.__main__ import main
 from fastbp.kernels.engine import CallByCall
 from fastbp.kernels.numpy_engine import NumpyEngine
+from fastbp.samples import Data
 
 from .checks import small_data, small_model, state_of
 from .conftest import ENGINES
@@ -164,8 +165,8 @@ def test_what_was_timed_on_a_busy_machine_is_not_kept(fakes, clock, info, tmp_pa
 def test_a_second_at_most(fakes, clock, seconds):
     fakes(a=lambda n: seconds, b=lambda n: 1.01 * seconds)
     model = small_model("auto")
-    data = fastbp.training.Data(X, Y, None)
-    assert model.engine_for(data, 10, model.loss).name == "a"
+    data = Data(X, Y, None)
+    assert auto.settle(model, data, 10, model.loss).name == "a"
     assert 0 < clock.now <= 1
 
 
@@ -182,7 +183,7 @@ def test_a_choice_is_made_once(fakes, clock, tmp_path, info):
     assert json.loads(path.read_text())["seconds"] == pytest.approx({"slow": 2e-5, "fast": 1e-5})
     assert re.search(r"auto takes fast \(10\.0 us a step, slow 20\.0\) for Dense 4x8, .* kept from", info.text)
     before = clock.now
-    model.engine_for(fastbp.training.Data(X, Y, np.ones(50)), 10, model.loss)  # weighted: another class
+    auto.settle(model, Data(X, Y, np.ones(50)), 10, model.loss)  # weighted: another class
     assert clock.now > before and len(files(tmp_path)) == 2
 
 
@@ -485,6 +486,7 @@ BROUGHT = """
 import time
 from fastbp.kernels.engine import CallByCall
 from fastbp.kernels.numpy_engine import NumpyEngine
+from fastbp.samples import Data
 class Slow(CallByCall):
     def run(self, steps):
         time.sleep(0.005 * steps)

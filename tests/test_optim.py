@@ -257,7 +257,7 @@ def test_float32_stays_close_to_float64(engine, name):
 def test_lr_may_change_without_another_recording(engine, monkeypatch):
     X, y = small_data()
     model = small_model(engine).fit(X, y, epochs=1)
-    monkeypatch.setattr(fastbp.training, "record_training", pytest.fail)
+    monkeypatch.setattr("fastbp.training.record_training", pytest.fail)
     model.optimizer.lr = 0.0
     before = parameters_of(model)
     model.fit(X, y, epochs=1)

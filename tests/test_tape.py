@@ -359,7 +359,7 @@ def test_recordings_are_kept(engine, monkeypatch):
     X, y = small_data()
     model = small_model(engine, dropout=0.1).fit(X, y, epochs=1, batch_size=16)
     model.predict(X)
-    monkeypatch.setattr(fastbp.training, "record_training", pytest.fail)
+    monkeypatch.setattr("fastbp.training.record_training", pytest.fail)
     monkeypatch.setattr(fastbp.model, "record_forward", pytest.fail)
     model.fit(X + 1, 2 - y, epochs=2, batch_size=16, shuffle=False)
     model.predict(X + 1)

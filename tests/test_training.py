@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fastbp
-import fastbp.training
+from fastbp.samples import Data
 
 from .checks import assert_allclose, assert_same_parameters, on_host, parameters_of, small_data, small_model, state_of
 
@@ -460,7 +460,7 @@ def test_a_loop_of_ones_own_trains_as_fit_does(engine):
     model, other = small_model(engine), small_model(engine)
     order = np.random.default_rng(0).permutation(len(X))
     with model.training() as trainer:
-        trainer.bind(fastbp.training.Data(X, y, None), 16)
+        trainer.bind(Data(X, y, None), 16)
         losses = [trainer.epoch(order), trainer.epoch(order[::-1])]
     for rows in (order, order[::-1]):
         other.fit(X[rows], y[rows], epochs=1, batch_size=16, shuffle=False)
@@ -475,7 +475,7 @@ def test_without_an_optimizer_an_epoch_gives_the_gradient_over_all_rows(engine, 
     model.optimizer = None
     before, expected = parameters_of(model), model.gradients(X, y)
     with model.training(accumulate=4 if size < 50 else 1) as trainer:
-        trainer.bind(fastbp.training.Data(X, y, None), size)
+        trainer.bind(Data(X, y, None), size)
         assert trainer.epoch() == trainer.epoch() == pytest.approx(expected.loss)
     for layer, gradients in zip(model.layers, expected.layers, strict=True):
         for name, where in model.memory.gradients_of(layer).items():
@@ -487,7 +487,7 @@ def test_unwatched_training_goes_through_infinite_losses(engine):
     X, y = small_data()
     model = small_model(engine, optimizer=fastbp.SGD(1e300))
     with model.training(watched=False) as trainer:
-        trainer.bind(fastbp.training.Data(X, y, None), 10)
+        trainer.bind(Data(X, y, None), 10)
         assert not np.isfinite(trainer.epoch())
 
 
