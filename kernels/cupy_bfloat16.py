@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from .cupy_sources import KERNELS, Stage
+from .engine import Engine
 from .ops import Array
-
-if TYPE_CHECKING:
-    from .cupy_engine import CupyEngine
 
 __all__ = ["in_bfloat16"]
 
@@ -34,9 +32,7 @@ class Span(NamedTuple):
     strides: tuple[int, ...]
 
 
-def in_bfloat16(
-    engine: CupyEngine, stages: Sequence[Stage], passing: Sequence[Array]
-) -> tuple[list[Stage], list[Array]]:
+def in_bfloat16(engine: Engine, stages: Sequence[Stage], passing: Sequence[Array]) -> tuple[list[Stage], list[Array]]:
     """Stages in float32, but their products multiply bfloat16; and the memory that they need for that.
 
     What `passing` matrices hold between kernels that can write and read bfloat16 is of that type, in other memory. Of
@@ -91,7 +87,7 @@ def halves_of(kernel: str) -> set[str]:
     return {name for kind, name in KERNELS[kernel].parameters if kind == "Halves"} if kernel in KERNELS else set()
 
 
-def span_of(engine: CupyEngine, x: Array) -> Span:
+def span_of(engine: Engine, x: Array) -> Span:
     start, stop = engine.span(x)
     return Span(start, stop, x.shape, x.strides)
 

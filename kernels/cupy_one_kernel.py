@@ -6,16 +6,14 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
 
 from .cupy_sources import KERNELS, OPTIONS, Stage, by_value, float_type, source_of_parts, words_of
+from .engine import Engine
 from .ops import Array
-
-if TYPE_CHECKING:
-    from .cupy_engine import CupyEngine
 
 __all__ = ["NotShared", "OneKernel", "joined", "meetings", "room_of_block", "shared_memory_of"]
 
@@ -69,7 +67,7 @@ class OneKernel:
         the device cannot run so many at once.
     """
 
-    def __init__(self, engine: CupyEngine, stages: Sequence[Stage], slots: Iterable[Array], most: int) -> None:
+    def __init__(self, engine: Engine, stages: Sequence[Stage], slots: Iterable[Array], most: int) -> None:
         shares = Shares(engine, stages, [range(*engine.span(x)) for x in slots], most)
         blocks = shares.blocks
         uses = [uses_of(engine, [stage]) for stage in shares.stages]
@@ -162,7 +160,7 @@ class Use(NamedTuple):
         return "all" if kind == "Doubles" and name != "scale" else "rows"
 
 
-def uses_of(engine: CupyEngine, stages: Iterable[Stage]) -> list[Use]:
+def uses_of(engine: Engine, stages: Iterable[Stage]) -> list[Use]:
     return [
         Use(stage, kind, name, stage.arrays[name], range(*engine.span(stage.arrays[name])))
         for stage in stages
@@ -177,7 +175,7 @@ class Shares:
     One block alone does all of it, whatever the stages are.
     """
 
-    def __init__(self, engine: CupyEngine, stages: Sequence[Stage], fixed: Sequence[range], most: int) -> None:
+    def __init__(self, engine: Engine, stages: Sequence[Stage], fixed: Sequence[range], most: int) -> None:
         uses = uses_of(engine, stages)
         spans = joined([*(use.span for use in uses), *fixed])
         spans = [span for span in spans if not any(each.start in span for each in fixed)]
@@ -313,7 +311,7 @@ def cut(size: int, part: int, parts: int, granule: int = 1) -> range:
     return range(start, stop)
 
 
-def meetings(engine: CupyEngine, stages: Sequence[Stage]) -> Array:
+def meetings(engine: Engine, stages: Sequence[Stage]) -> Array:
     """Which stages must not run side by side, because one writes what the other uses; shape (stages, stages), bool."""
     if len(stages) == 1:  # as an op called by itself is, which should not take long
         return np.ones((1, 1), bool)

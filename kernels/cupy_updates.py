@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from .cupy_sources import KERNELS, Stage, address
+from .engine import Engine
 from .ops import Array
-
-if TYPE_CHECKING:
-    from .cupy_engine import CupyEngine
 
 __all__ = ["updated_by_products"]
 
 UPDATED = 1 << 20  # elements of weights, from which on their own product updates them; the others are updated together
 
 
-def updated_by_products(engine: CupyEngine, stages: Sequence[Stage]) -> tuple[list[Stage], list[Array]]:
+def updated_by_products(engine: Engine, stages: Sequence[Stage]) -> tuple[list[Stage], list[Array]]:
     """The stages of a recording, but large gradients that only `sgd` reads are nowhere; and the memory needed for that.
 
     Each such product changes its weights itself, when nobody reads them any more and the learning rate is known.

@@ -99,24 +99,25 @@ class Table:
 
     def _write(self) -> None:
         self._threads, self._counters = allowed_threads(self._libraries), []
+        cut = filter(self._is_cut, self._calls)
+        parts = [Call(call.op, tuple(part)) for call in cut for part in parts_of(call, self._threads)]
+        self._rooms[1:] = [self._engine.empty(*scratch_for(parts)) for _ in range(self._threads - 1)] if parts else []
         rows = [self._row(call) for call in self._calls]
         self._table, self._starts = np.concatenate(rows), np.cumsum([0, *map(len, rows[:-1])])
 
-    def _row(self, call: Call) -> list[int]:
-        if self._threads > 1 and is_large(call) and call.op.cuts:
-            return self._row_of_parts(call)
-        arrays = [self._slots[a] if isinstance(a, str) else a for a in call.arguments]
-        return described(call.op, [*arrays, self._rooms[0]])
+    def _is_cut(self, call: Call) -> bool:
+        return self._threads > 1 and bool(call.op.cuts) and is_large(call)
 
-    def _row_of_parts(self, call: Call) -> list[int]:
+    def _row(self, call: Call) -> list[int]:
+        if not self._is_cut(call):
+            arrays = [self._slots[a] if isinstance(a, str) else a for a in call.arguments]
+            return described(call.op, [*arrays, self._rooms[0]])
         parts = parts_of(call, self._threads)
         for i, arg in enumerate(call.op.inputs):
             if arg.inplace and not set(arg.dims) & set(call.op.cuts):
                 for part in parts[1:]:
                     part[i] = part[i].copy()
                     self._counters.append((call.arguments[i], part[i]))
-        while len(self._rooms) < len(parts):
-            self._rooms.append(self._engine.empty(*scratch_for(self._calls)))
         rows = [described(call.op, [*part, room]) for part, room in zip(parts, self._rooms, strict=False)]
         return sum(rows, [RUN_PARTS.address, self._team.ctypes.data, len(rows), WORD * len(rows[0])])
 
@@ -157,7 +158,7 @@ def seconds_of(call: Call) -> float:
 
 
 def is_large(call: Call) -> bool:
-    """Whether a call is worth more than one core; products are where they go to BLAS."""
+    """Whether a call is worth more than one core, as are the products that go to BLAS."""
     return seconds_of(call) >= 2 * PART
 
 
