@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Any
 
 from .kernels.engine import Engine
 from .kernels.threads import Lock, blas_libraries, limited
@@ -12,7 +11,7 @@ from .kernels.threads import Lock, blas_libraries, limited
 __all__ = ["Turns", "limited_threads"]
 
 
-def limited_threads(threads: int | None, engine: Engine) -> contextlib.AbstractContextManager[Any]:
+def limited_threads(threads: int | None, engine: Engine) -> contextlib.AbstractContextManager[None]:
     """Hold BLAS to `threads` threads for a ``with`` block; where several ask, to the least.
 
     Raises

@@ -34,7 +34,7 @@ from .threads import allowed_threads, blas_libraries, single
 __all__ = ["NumbaEngine"]
 
 WORD = 8
-PART = 8e-5  # seconds that a part of a call takes at least, beside which handing it over costs little
+PART = 2e-5  # seconds that a part of a call takes at least, beside which handing it over costs little
 UNIT = 64  # what a part begins at a multiple of, so that it does not share cache lines and vectors with its neighbour
 KERNELS = kernels_of(numba_layers, numba_activations, numba_norms, numba_losses, numba_optim, numba_fused)
 
@@ -158,7 +158,7 @@ def seconds_of(call: Call) -> float:
 
 
 def is_large(call: Call) -> bool:
-    """Whether a call is worth more than one core, as are the products that go to BLAS."""
+    """Whether a call is worth more than one core, as is each product that BLAS computes."""
     return seconds_of(call) >= 2 * PART
 
 
