@@ -78,7 +78,7 @@ class Table:
         self._engine = engine
         self._calls = calls
         self._open = [i for i, call in enumerate(calls) if any(isinstance(a, str) for a in call.arguments)]
-        self._rooms = [engine.empty(*scratch_for(calls))]  # one for each part, because they work at the same time
+        self._rooms = [room_for(engine, calls)]  # one for each part, because they work at the same time
         self._libraries = threaded_libraries(engine) if any(is_large(call) for call in calls) else []
         self._threads = 1
         self._team = new_team()
@@ -101,7 +101,8 @@ class Table:
         self._threads, self._counters = allowed_threads(self._libraries), []
         cut = filter(self._is_cut, self._calls)
         parts = [Call(call.op, tuple(part)) for call in cut for part in parts_of(call, self._threads)]
-        self._rooms[1:] = [self._engine.empty(*scratch_for(parts)) for _ in range(self._threads - 1)] if parts else []
+        self._rooms[1:] = [room_for(self._engine, parts) for _ in range(self._threads - 1)] if parts else []
+        self._starts = self._starts[:0]  # what is cut for other threads is not run, should this be interrupted
         rows = [self._row(call) for call in self._calls]
         self._table, self._starts = np.concatenate(rows), np.cumsum([0, *map(len, rows[:-1])])
 
@@ -127,7 +128,7 @@ class Table:
         if not self._libraries:
             replay(self._table, self._starts, steps)
             return
-        if self._threads != allowed_threads(self._libraries):
+        if not len(self._starts) or self._threads != allowed_threads(self._libraries):
             self._write()
         for counter, copy in self._counters:
             copy[...] = counter
@@ -138,6 +139,11 @@ class Table:
         if self._slots:
             self._slots = {}
             self._bound = False
+
+
+def room_for(engine: Engine, calls: Sequence[Call]) -> Array:
+    """Room for those of some calls whose kernels work in it, one after the other."""
+    return engine.empty(*scratch_for([call for call in calls if needs_scratch(KERNELS[call.op.name], call.op)]))
 
 
 def threaded_libraries(engine: Engine) -> list[Any]:

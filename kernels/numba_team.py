@@ -187,10 +187,10 @@ def helped(team: Array, count: int) -> Iterator[None]:
     with contextlib.suppress(RuntimeError):  # where there can be no more threads, those that are there do
         while len(helpers) < count:
             helpers.append(Helper())
-    team[OPEN] = 1
-    for helper in helpers[:count]:
-        helper.help(team)
     try:
+        team[OPEN] = 1
+        for helper in helpers[:count]:
+            helper.help(team)
         yield
     finally:
         team[OPEN] = 0

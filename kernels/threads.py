@@ -65,9 +65,9 @@ def limited(threads: int, libraries: list[Any], page: list[Ask] = _asked) -> Ite
             _apply()
         yield
     finally:
+        with contextlib.suppress(ValueError):  # Ctrl-C may have come before it was there
+            page.remove(ask)
         with _book:
-            with contextlib.suppress(ValueError):  # Ctrl-C may have come before it was there
-                page.remove(ask)
             _apply()
 
 
@@ -112,9 +112,10 @@ def _after_fork() -> None:
     """In a child process there is only the thread that forked."""
     for lock in _locks:
         lock.free_after_fork()
-    for page in (_asked, _held):
-        page[:] = [ask for ask in page if ask.by == threading.get_ident()]
-    _apply()
+    if _asked or _held:
+        for page in (_asked, _held):
+            page[:] = [ask for ask in page if ask.by == threading.get_ident()]
+        _apply()
 
 
 if hasattr(os, "register_at_fork"):

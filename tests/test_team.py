@@ -44,8 +44,8 @@ def test_an_op_is_cut_only_where_all_that_it_writes_can_be():
 @pytest.fixture(params=HELPERS, ids="helpers={}".format)
 def numba_in_parts(request, monkeypatch):
     """The Numba engine as on a machine with other cores, which cuts calls that are small."""
-    engine = fastbp.engine("numba")
     module = pytest.importorskip("fastbp.kernels.numba_engine")
+    engine = fastbp.engine("numba")
     monkeypatch.setattr(module, "PART", 1e-9)
     monkeypatch.setattr(module, "UNIT", 16)
     monkeypatch.setattr(module, "allowed_threads", lambda _: 4)
@@ -80,8 +80,8 @@ def test_training_in_parts_gives_what_numpy_gives(numba_in_parts, rng, optimizer
 
 
 def test_who_helps_changes_no_bit(monkeypatch, rng):
-    engine = fastbp.engine("numba")
     module = pytest.importorskip("fastbp.kernels.numba_engine")
+    engine = fastbp.engine("numba")
     x, w, b = (rng.standard_normal(shape).astype(np.float32) for shape in [(256, 300), (300, 500), (1, 500)])
     monkeypatch.setattr(module, "allowed_threads", lambda _: 3)
     helped, results = module.helped, []
@@ -123,6 +123,7 @@ def test_those_who_hold_blas_share_one_book():
 
 
 def test_a_model_follows_the_number_of_threads(rng):
+    pytest.importorskip("numba")
     engine = fastbp.engine("numba")
     X, y = rng.standard_normal((256, 700)).astype(np.float32), rng.integers(0, 10, 256)
     layers = [fastbp.Dense(700, 600), fastbp.ReLU(), fastbp.Dense(600, 10)]
