@@ -49,8 +49,10 @@ class NumbaEngine(Engine):
         return op.name in KERNELS
 
     def fuses(self, call: Call) -> bool:
-        """Not what is worth several cores and can only be computed whole."""
-        return bool(call.op.cuts) or not is_large(call)
+        """Not what is worth several cores and can only be computed whole, where its gradient could be cut."""
+        if call.op.cuts or not is_large(call):
+            return True
+        return call.op.sizes([a.shape for a in call.arguments[: len(call.op.inputs)]])["K"] < 2 * UNIT
 
     def buffer(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """A matrix whose rows each begin on a boundary of vectors."""
