@@ -100,7 +100,7 @@ class Table:
         self._bound = True
 
     def _write(self) -> None:
-        self._threads, self._counters = allowed_threads(self._libraries), []
+        self._threads, self._counters = allowed_threads(self._libraries) if self._libraries else 1, []
         cut = filter(self._is_cut, self._calls)
         parts = [Call(call.op, tuple(part)) for call in cut for part in parts_of(call, self._threads)]
         self._rooms[1:] = [room_for(self._engine, parts) for _ in range(self._threads - 1)] if parts else []
@@ -127,11 +127,11 @@ class Table:
     def run(self, steps: int) -> None:
         if not self._bound:
             return
-        if not self._libraries:
+        if self._libraries and (not len(self._starts) or self._threads != allowed_threads(self._libraries)):
+            self._write()
+        if self._threads == 1:
             replay(self._table, self._starts, steps)
             return
-        if not len(self._starts) or self._threads != allowed_threads(self._libraries):
-            self._write()
         for counter, copy in self._counters:
             copy[...] = counter
         with single(self._libraries) as alone, helped(self._team, self._threads - 1 if alone else 0):
