@@ -11,7 +11,7 @@ import functools
 import importlib
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numba
@@ -24,16 +24,15 @@ from numba.np import arrayobj
 from . import numba_activations, numba_fused, numba_layers, numba_losses, numba_norms, numba_optim
 from .engine import Call, Engine, Program, kernels_of, needs_scratch, scratch_for
 from .numba_blas import BLAS_IS_NUMPYS
-from .numba_cache import DIGEST, with_disk_cache
+from .numba_cache import with_disk_cache
 from .numba_math import FAST
-from .numba_team import RUN_PARTS, call, helped, new_team
+from .numba_team import RUN_PARTS, WORD, call, helped, new_team
 from .numba_vectors import VECTOR_BYTES
 from .ops import OPS, Array, Op
 from .threads import allowed_threads, blas_libraries, single
 
 __all__ = ["NumbaEngine"]
 
-WORD = 8
 PART = 2e-5  # seconds that a part of a call takes at least, beside which handing it over costs little
 UNIT = 64  # what a part begins at a multiple of, so that it does not share cache lines and vectors with its neighbour
 KERNELS = kernels_of(numba_layers, numba_activations, numba_norms, numba_losses, numba_optim, numba_fused)
@@ -52,7 +51,7 @@ class NumbaEngine(Engine):
         """Not what is worth several cores and can only be computed whole, where its gradient could be cut."""
         if call.op.cuts or not is_large(call):
             return True
-        return call.op.sizes([a.shape for a in call.arguments[: len(call.op.inputs)]])["K"] < 2 * UNIT
+        return sizes_of(call)["K"] < 2 * UNIT
 
     def buffer(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """A matrix whose rows each begin on a boundary of vectors."""
@@ -81,13 +80,12 @@ class Table:
         self._calls = calls
         self._open = [i for i, call in enumerate(calls) if any(isinstance(a, str) for a in call.arguments)]
         self._rooms = [room_for(engine, calls)]  # one for each part, because they work at the same time
-        self._libraries = threaded_libraries(engine) if any(is_large(call) for call in calls) else []
+        self._libraries = threaded_libraries(engine) if any(map(is_large, calls)) else []
         self._threads = 1
-        self._team = new_team()
         self._counters: list[tuple[Array, Array]] = []  # what counts calls, and its copy for another part
         self._slots: dict[str, Array] = {}
         self._bound = False
-        self._table = self._starts = np.empty(0, np.int64)
+        self._table = self._starts = self._team = np.empty(0, np.int64)
 
     def bind(self, **slots: Array) -> None:
         self._slots = slots
@@ -100,22 +98,26 @@ class Table:
         self._bound = True
 
     def _write(self) -> None:
+        self._starts = self._starts[:0]  # what is half written, should this be interrupted, is not run
         self._threads, self._counters = allowed_threads(self._libraries) if self._libraries else 1, []
-        cut = filter(self._is_cut, self._calls)
-        parts = [Call(call.op, tuple(part)) for call in cut for part in parts_of(call, self._threads)]
-        self._rooms[1:] = [room_for(self._engine, parts) for _ in range(self._threads - 1)] if parts else []
-        self._starts = self._starts[:0]  # what is cut for other threads is not run, should this be interrupted
-        rows = [self._row(call) for call in self._calls]
+        rows = self._rows_in_parts() if self._threads > 1 else [self._row(call) for call in self._calls]
         self._table, self._starts = np.concatenate(rows), np.cumsum([0, *map(len, rows[:-1])])
 
-    def _is_cut(self, call: Call) -> bool:
-        return self._threads > 1 and bool(call.op.cuts) and is_large(call)
+    def _rows_in_parts(self) -> list[list[int]]:
+        self._team = new_team()
+        cut = [parts_of(call, self._threads) for call in self._calls]
+        parts = [Call(call.op, tuple(part)) for call, some in zip(self._calls, cut, strict=True) for part in some]
+        self._rooms[1:] = [room_for(self._engine, parts) for _ in range(1, max(map(len, cut)))]
+        return [
+            self._row_of_parts(call, some) if some else self._row(call)
+            for call, some in zip(self._calls, cut, strict=True)
+        ]
 
     def _row(self, call: Call) -> list[int]:
-        if not self._is_cut(call):
-            arrays = [self._slots[a] if isinstance(a, str) else a for a in call.arguments]
-            return described(call.op, [*arrays, self._rooms[0]])
-        parts = parts_of(call, self._threads)
+        arrays = [self._slots[a] if isinstance(a, str) else a for a in call.arguments]
+        return described(call.op, [*arrays, self._rooms[0]])
+
+    def _row_of_parts(self, call: Call, parts: Sequence[list[Array]]) -> list[int]:
         for i, arg in enumerate(call.op.inputs):
             if arg.inplace and not set(arg.dims) & set(call.op.cuts):
                 for part in parts[1:]:
@@ -134,7 +136,7 @@ class Table:
             return
         for counter, copy in self._counters:
             copy[...] = counter
-        with single(self._libraries) as alone, helped(self._team, self._threads - 1 if alone else 0):
+        with single(self._libraries) as alone, helped(self._team, len(self._rooms) - 1 if alone else 0):
             replay(self._table, self._starts, steps)
 
     def release(self) -> None:
@@ -148,6 +150,7 @@ def room_for(engine: Engine, calls: Sequence[Call]) -> Array:
     return engine.empty(*scratch_for([call for call in calls if needs_scratch(KERNELS[call.op.name], call.op)]))
 
 
+@functools.cache
 def threaded_libraries(engine: Engine) -> list[Any]:
     """The BLAS libraries whose threads can be counted and held back."""
     try:
@@ -156,13 +159,18 @@ def threaded_libraries(engine: Engine) -> list[Any]:
         return []
 
 
+def sizes_of(call: Call) -> Mapping[str, int]:
+    return call.op.sizes([a.shape for a in call.arguments[: len(call.op.inputs)]])
+
+
 def seconds_of(call: Call) -> float:
-    """What a call takes one core of a processor of these years, roughly."""
+    """What a call takes one core of a processor of these years, roughly; 0 where its arrays are not known yet."""
     op, arrays = call
     if any(isinstance(a, str) for a in arrays):
         return 0.0
-    sizes, floats = op.sizes([a.shape for a in arrays[: len(op.inputs)]]), arrays[0].dtype
-    return max(op.flops(sizes) * floats.itemsize / 4e11, op.bytes(sizes, floats) / 2e10)
+    arguments = zip((*op.inputs, *op.outputs), arrays, strict=True)
+    traffic = sum((1 + arg.inplace) * array.nbytes for arg, array in arguments)
+    return max(op.flops(sizes_of(call)) * arrays[0].itemsize / 4e11, traffic / 2e10)
 
 
 def is_large(call: Call) -> bool:
@@ -171,13 +179,15 @@ def is_large(call: Call) -> bool:
 
 
 def parts_of(call: Call, most: int) -> list[list[Array]]:
-    """Parts of a large call that can be computed at once."""
-    op, arrays = call
-    sizes = op.sizes([a.shape for a in arrays[: len(op.inputs)]])
-    along = max(op.cuts, key=sizes.__getitem__)
-    count = max(1, min(most, int(seconds_of(call) / PART), sizes[along] // UNIT))
+    """Parts of a call that can be computed at once; none where it is better computed whole."""
+    if not call.op.cuts or not is_large(call):
+        return []
+    sizes = sizes_of(call)
+    along = max(call.op.cuts, key=sizes.__getitem__)
+    count = min(most, int(seconds_of(call) / PART), sizes[along] // UNIT)
     ends = [round(sizes[along] * i / count / UNIT) * UNIT for i in range(count)]
-    return [op.part(arrays, along, *some) for some in itertools.pairwise([*ends, sizes[along]])]
+    parts = [call.op.part(call.arguments, along, *some) for some in itertools.pairwise([*ends, sizes[along]])]
+    return parts if count > 1 else []
 
 
 def described(op: Op, arrays: Sequence[Array]) -> list[int]:
@@ -200,11 +210,9 @@ def compiled(name: str, kinds: tuple[tuple[str, int, str], ...]) -> int:
     kernel = KERNELS[name]
     if not needs_scratch(kernel, OPS[name]):
         kinds = kinds[:-1]  # the row ends with it all the same
-    # Numba's cache tells functions apart by their names, so each needs its own; and it would not see a change in what
-    # a kernel calls from another file, so the digest of all of them belongs to the name, and of whose BLAS they call.
     # The kernel becomes part of the function before anything is optimised, so that it profits from what `reader` knows
     # of the arrays.
-    unique = "_".join([name, *(f"{d}{ndim}{layout}" for d, ndim, layout in kinds), DIGEST])
+    unique = "_".join([name, *(f"{d}{ndim}{layout}" for d, ndim, layout in kinds)])
     arguments = ", ".join(f"arrays[{i}]" for i in range(len(kinds)))
     source = f"def {unique}(row):\n    arrays = arrays_at(row)\n    kernel({arguments})\n"
     names: dict[str, Any] = {"__name__": kernel.__module__, "arrays_at": reader(kinds)}
@@ -267,5 +275,4 @@ def interpret(table: Array, starts: Array, steps: int) -> None:
             call(table[start], table.ctypes.data + WORD * (start + 1))
 
 
-interpret.__qualname__ += f"_{DIGEST}"  # for the reason that `compiled` gives
 replay = with_disk_cache(functools.partial(numba.njit, "void(int64[::1], int64[::1], intp)", nogil=True), interpret)

@@ -23,11 +23,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .numba_cache import DIGEST, with_disk_cache
+from .numba_cache import with_disk_cache
 from .numba_vectors import INDEX, INT, TRIPLE
 from .ops import Array
 
-__all__ = ["RUN_PARTS", "call", "helped", "new_team"]
+__all__ = ["RUN_PARTS", "WORD", "call", "helped", "new_team"]
 
 WORD = 8  # bytes
 LINE = 8  # words of a cache line, which goes from core to core as a whole
@@ -143,8 +143,6 @@ def help_out(team: int) -> None:
             looks = 0
 
 
-for function in (run_parts, help_out):
-    function.__qualname__ += f"_{DIGEST}"  # for the reason that `numba_cache` gives
 #: The C function whose row lists a team, a number of parts, the bytes that each takes, and the parts: rows behind ops.
 RUN_PARTS = with_disk_cache(functools.partial(numba.cfunc, "void(intp)"), run_parts)
 help_until_closed = with_disk_cache(functools.partial(numba.njit, "void(intp)", nogil=True), help_out)

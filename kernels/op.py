@@ -19,9 +19,11 @@ allocation, lowering, tests, benchmarks.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -134,7 +136,7 @@ class Op:
             lines += [f"out : {into}; new ones by default", "", "Returns", "-------"]
         return "\n".join([*lines, *(arg.text() for arg in self.outputs)])
 
-    def sizes(self, shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
+    def sizes(self, shapes: Sequence[tuple[int, ...]]) -> Mapping[str, int]:
         """Find the size of each dimension from the shapes of the inputs.
 
         Raises
@@ -142,17 +144,7 @@ class Op:
         ValueError
             Where a shape does not fit the row; it names the op, the argument, its shape and what was expected.
         """
-        sizes: dict[str, int] = {}
-        for arg, shape in zip(self.inputs, shapes, strict=True):
-            expected = tuple(int(d) if d.isdigit() else sizes.get(d, d) for d in arg.dims)
-            fits = len(shape) == len(expected) and all(
-                isinstance(e, str) or e == n for e, n in zip(expected, shape, strict=True)
-            )
-            if not fits or 0 in shape:
-                wanted = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
-                raise ValueError(f"{self.name}: {arg.name} must have shape ({wanted}), none of it empty; got {shape}")
-            sizes.update(zip(arg.dims, shape, strict=True))
-        return sizes
+        return _sizes(self, tuple(shapes))
 
     def shape(self, arg: Arg, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape of an argument, given the sizes of the dimensions."""
@@ -180,6 +172,21 @@ class Op:
             draw = self.samples.get(arg.name) or USUAL.get(arg.name, normal)
             drawn.append(draw(rng, self.shape(arg, sizes), sizes).astype(arg.dtype(floats)))
         return drawn
+
+
+@functools.lru_cache(1024)  # because each eager call asks several times, for the same shapes as the one before it
+def _sizes(op: Op, shapes: tuple[tuple[int, ...], ...]) -> Mapping[str, int]:
+    sizes: dict[str, int] = {}
+    for arg, shape in zip(op.inputs, shapes, strict=True):
+        expected = tuple(int(d) if d.isdigit() else sizes.get(d, d) for d in arg.dims)
+        fits = len(shape) == len(expected) and all(
+            isinstance(e, str) or e == n for e, n in zip(expected, shape, strict=True)
+        )
+        if not fits or 0 in shape:
+            wanted = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
+            raise ValueError(f"{op.name}: {arg.name} must have shape ({wanted}), none of it empty; got {shape}")
+        sizes.update(zip(arg.dims, shape, strict=True))
+    return MappingProxyType(sizes)
 
 
 def normal(rng: Generator, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Array:
