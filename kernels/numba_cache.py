@@ -13,8 +13,7 @@ from .numba_blas import BLAS_IS_NUMPYS
 
 __all__ = ["DIGEST", "with_disk_cache"]
 
-# Numba's cache tells functions apart by their names, so each needs its own; and it would not see a change in what a
-# function calls from another file, so the digest of all of them belongs to the name, and of whose BLAS they call.
+# Numba's cache would not see a change in what a function calls from another file.
 SOURCES = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("numba_*.py")))
 DIGEST = f"{zlib.crc32(SOURCES, BLAS_IS_NUMPYS):08x}"
 
@@ -22,7 +21,12 @@ log = logging.getLogger("fastbp")
 
 
 def with_disk_cache(decorator: Callable[..., Any], function: Callable[..., Any]) -> Any:
-    """Compile a function with a disk cache, or without one where no folder can be written to, or files are damaged."""
+    """Compile a function with a disk cache, or without one where no folder can be written to, or files are damaged.
+
+    Numba tells functions in a cache apart by their names, to which the digest of all sources is added here, and of
+    whose BLAS they call; each needs a name of its own.
+    """
+    function.__qualname__ += f"_{DIGEST}"
     try:
         return decorator(cache=True)(function)
     except Exception as error:

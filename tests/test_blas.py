@@ -19,7 +19,8 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 from fastbp.kernels.numba_blas import BLAS_IS_NUMPYS, blas
-from fastbp.kernels.numba_engine import DIGEST, NumbaEngine
+from fastbp.kernels.numba_cache import DIGEST
+from fastbp.kernels.numba_engine import NumbaEngine
 from fastbp.kernels.numba_vectors import Vectors
 if BLAS_IS_NUMPYS != (whose == "NumPy"):
     sys.exit(f"kernels would not call {whose}'s BLAS")
