@@ -22,23 +22,23 @@ def limited_threads(threads: int | None, engine: Engine) -> contextlib.AbstractC
     return contextlib.nullcontext() if threads is None else limited(threads, blas_libraries(engine))
 
 
-class Turns(Lock):
+class Turns(Lock):  # type: ignore[misc]
     """A lock that a thread which takes it again and again leaves to others in between."""
 
     def __init__(self) -> None:
         super().__init__()
         self._asking: set[object] = set()
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> bool:  # type: ignore[override]
         asking = object()
         self._asking.add(asking)
         try:
-            super().__enter__()
+            return self.acquire()
         finally:
             self._asking.discard(asking)
 
     def __exit__(self, *_: object) -> None:
-        super().__exit__()
+        self.release()
         if self._asking:
             time.sleep(1e-4)  # a lock alone goes most often to the thread that has just released it
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import weakref
+from _thread import RLock
 from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,24 +17,17 @@ if TYPE_CHECKING:
 __all__ = ["Lock", "allowed_threads", "blas_libraries", "limited", "single"]
 
 
-class Lock:
-    """A lock for ``with`` blocks, within each other too, which in a forked process no thread of the parent's holds."""
+class Lock(RLock):  # type: ignore[misc]  # which typeshed calls final, and Python does not
+    """A lock that its thread may take again, and that in a forked process no other thread of the parent's holds."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
         _locks.add(self)
 
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
     def free_after_fork(self) -> None:
-        if self._lock.acquire(blocking=False):  # it is nobody's, or the thread's that forked
-            self._lock.release()
+        if self.acquire(blocking=False):  # it is nobody's, or the thread's that forked
+            self.release()
         else:
-            self._lock = threading.RLock()
+            self._at_fork_reinit()  # type: ignore[attr-defined]
 
 
 _locks: weakref.WeakSet[Lock] = weakref.WeakSet()
