@@ -486,7 +486,6 @@ BROUGHT = """
 import time
 from fastbp.kernels.engine import CallByCall
 from fastbp.kernels.numpy_engine import NumpyEngine
-from fastbp.samples import Data
 class Slow(CallByCall):
     def run(self, steps):
         time.sleep(0.005 * steps)
