@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 import fastbp
 from fastbp.kernels.ops import OPS
-from fastbp.threads import limited_threads
 
 from .cases import Turn
 from .ops import by_engine, op_case
@@ -87,7 +88,7 @@ def serve(times: int, place: int) -> None:
         case = op_case(OPS[name], "numba", by_engine(engine), "medium", "float32", {})
         return case.prepare(), case.most
 
-    with limited_threads(1, engine):
+    with threadpool_limits(1):
         for line in sys.stdin:
             name, calls = json.loads(line)
             turn, most = ready(name)

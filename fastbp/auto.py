@@ -37,7 +37,7 @@ from .threads import limited_threads
 from .training import Trainer
 from .version import __version__
 
-__all__ = ["INSTALL", "Step", "fastest", "folder", "kept_choices", "settle"]
+__all__ = ["INSTALL", "Step", "fastest", "folder", "kept_choices", "settle", "settled"]
 
 SECONDS = 0.5  # what all timed replays may take together
 PIECE = 1e-3  # seconds, what one of them should take
@@ -112,14 +112,14 @@ class Here(NamedTuple):
 
 def settle(
     model: Network, data: Data | None, rows: int | None, loss: Loss, accumulate: int = 1, threads: int | None = None
-) -> Engine:
-    """The engine for a training step; where "auto" was chosen, the fastest at it, to which the model moves.
+) -> None:
+    """Where "auto" was chosen, move a model to the engine that is the fastest at a training step.
 
     Parameters
     ----------
     model : Network
     data : Data or None
-        What the step takes its rows from; None for the engine that is in use.
+        What the step takes its rows from; None to stay on the engine that is in use.
     rows : int or None
         How many it takes; None where `data` are a batch that comes alone.
     loss : Loss
@@ -128,7 +128,16 @@ def settle(
     """
     if model.chooses_engine and data is not None:
         model.keep_to(fastest(Step(model, loss, data, rows, accumulate, threads)))
-    return model.engine
+
+
+@contextlib.contextmanager
+def settled(
+    model: Network, data: Data | None, rows: int | None, loss: Loss, accumulate: int, threads: int | None
+) -> Iterator[None]:
+    """`settle`, and a ``with`` block for the training on at most so many threads."""
+    settle(model, data, rows, loss, accumulate, threads)
+    with limited_threads(threads):
+        yield
 
 
 def fastest(step: Step) -> Engine:
@@ -190,7 +199,7 @@ class Trial:
             model.optimizer.lr = TINY
         model.move_to(engine)
         self._trainer = Trainer(model, lambda: loss, step.accumulate, watched=False)
-        self._limit = functools.partial(limited_threads, step.threads, engine)
+        self._limit = functools.partial(limited_threads, step.threads)
         self._data, self._streamed = step.data, step.rows is None
         self._rows = min(step.batch, max(32, WORK // (model.memory.parameters.size + 1)))
         self._most = STEPS if self._streamed else min(STEPS, len(step.data.X) // self._rows)
@@ -271,7 +280,7 @@ def rounded(n: int) -> int:
 def here() -> Here:
     """This machine, its versions and its engines, as this process found them first."""
     versions = {"fastbp": __version__, "numpy": np.__version__}
-    versions |= {name: version for name in ("numba", "scipy", "cupy") if (version := version_of(name))}
+    versions |= {name: version for name in ("numba", "cupy") if (version := version_of(name))}
     available = {info.name: info.device for info in engines() if info.available}
     for name, entries in brought().items():
         for dist in (entry.dist for entry in entries if name in available):

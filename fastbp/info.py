@@ -45,10 +45,6 @@ def print_info() -> None:
         )
     if not libraries:
         print("  unknown; to see it: pip install 'fastbp[cli]'")
-    if any(entry.name == "numba" and entry.available for entry in found):
-        from .kernels.numba_blas import BLAS_IS_NUMPYS
-
-        print(f"  engine numba calls that of {'NumPy' if BLAS_IS_NUMPYS else 'SciPy'}")
     for line in pins(libraries):
         print(f"warning: {line}")
 

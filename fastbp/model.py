@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
 
-from .auto import settle
+from .auto import settled
 from .boundary import as_array, as_count, as_flag, as_metrics, as_number, check_metrics
 from .callbacks import Callback, EpochFunction, tell, told
 from .checkpoints import Checkpoints
@@ -214,7 +214,7 @@ class Sequential(Network):
         sample, size = source.sample(batch_size) if self.chooses_engine else (None, None)
         with (
             self._alone(),
-            limited_threads(threads, settle(self, sample, size, source.loss(), accumulate, threads)),
+            settled(self, sample, size, source.loss(), accumulate, threads),
             told(callbacks, self, names) as listeners,
             Progress(epochs, verbose) as progress,
             Trainer(self, source.loss, accumulate) as trainer,
@@ -295,7 +295,7 @@ class Sequential(Network):
         data = self.checked(dense(in_bounds(X)), y, sample_weight, loss=loss)
         with (
             self._alone(),
-            limited_threads(threads, settle(self, data, None, loss, threads=threads)),
+            settled(self, data, None, loss, 1, threads),
             Trainer(self, lambda: loss) as trainer,
         ):
             trainer.bind(data, len(data.X))
@@ -331,7 +331,7 @@ class Sequential(Network):
         current()
         with (
             self._alone(),
-            limited_threads(threads, self.engine),
+            limited_threads(threads),
             Trainer(self, current, accumulate, watched=watched) as trainer,
         ):
             yield trainer
@@ -435,7 +435,7 @@ class Sequential(Network):
         layers = [_copied(layer) for layer in self.layers]
         outputs = self.engine.asarray(data.X, self.dtype)
         total = self.engine.zeros((2,), np.float64)
-        with limited_threads(self.threads, self.engine), self.turns:
+        with limited_threads(self.threads), self.turns:
             for layer in layers:
                 outputs = layer.forward(outputs)
             dvalues = loss.gradient(outputs, data.y, data.weights, total)
@@ -465,7 +465,7 @@ class Sequential(Network):
             For `X` that does not fit.
         """
         outputs = self.engine.asarray(self._features_of(dense(in_bounds(X))), self.dtype)
-        with limited_threads(self.threads, self.engine):
+        with limited_threads(self.threads):
             for layer in self.layers:
                 outputs = layer.forward(outputs)
         return self._like(X, outputs)
@@ -494,7 +494,7 @@ class Sequential(Network):
         gradient = as_array(dvalues, "dvalues", self.engine, self.dtype)
         if gradient.shape != self.layers[-1].output.shape:
             raise ValueError(f"dvalues must have shape {self.layers[-1].output.shape}, got {gradient.shape}")
-        with limited_threads(self.threads, self.engine):
+        with limited_threads(self.threads):
             for layer in reversed(self.layers):
                 gradient = layer.backward(gradient)
         return self._like(dvalues, gradient)
@@ -564,7 +564,7 @@ class Sequential(Network):
     def _outputs(self, X: Array, loss: Loss | None = None) -> Array:
         """The last layer's output for all rows of a checked X, or what a loss takes for probabilities, as NumPy's."""
         outputs, parts = [], [*self.walk(), *([] if loss is None else [loss])]
-        with limited_threads(self.threads, self.engine), self.turns:
+        with limited_threads(self.threads), self.turns:
             for start in range(0, X.shape[0], PREDICT_ROWS):
                 piece = dense(X[start : start + PREDICT_ROWS])
                 record = partial(record_forward, self, rows=piece.shape[0], features=piece.shape[1], loss=loss)

@@ -63,7 +63,7 @@ class _Entry(NamedTuple):
 _KNOWN = {
     "numpy": _Entry(".kernels.numpy_engine:NumpyEngine", ("numpy",), "cpu", ""),
     "numba": _Entry(
-        ".kernels.numba_engine:NumbaEngine", ("numba", "scipy"), "cpu", "install it with: pip install 'fastbp[numba]'"
+        ".kernels.numba_engine:NumbaEngine", ("numba",), "cpu", "install it with: pip install 'fastbp[numba]'"
     ),
     "cupy": _Entry(
         ".kernels.cupy_engine:engine_at", ("cupy",), "cuda",

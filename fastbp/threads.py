@@ -1,25 +1,24 @@
-"""Threads: holding BLAS to some of them, and taking turns with one model."""
+"""Threads: computing on some of them only, and taking turns with one model."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 
-from .kernels.engine import Engine
 from .kernels.threads import Lock, blas_libraries, limited
 
 __all__ = ["Turns", "limited_threads"]
 
 
-def limited_threads(threads: int | None, engine: Engine) -> contextlib.AbstractContextManager[None]:
-    """Hold BLAS to `threads` threads for a ``with`` block; where several ask, to the least.
+def limited_threads(threads: int | None) -> contextlib.AbstractContextManager[None]:
+    """Compute on at most `threads` threads in a ``with`` block; where several ask, on the least.
 
     Raises
     ------
     ImportError
         Where threadpoolctl is not installed.
     """
-    return contextlib.nullcontext() if threads is None else limited(threads, blas_libraries(engine))
+    return contextlib.nullcontext() if threads is None else limited(threads, blas_libraries())
 
 
 class Turns(Lock):  # type: ignore[misc]

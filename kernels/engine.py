@@ -175,9 +175,6 @@ class Engine(OpCaller):
     def synchronize(self) -> None:
         """Wait until all that was asked for is done, where calls come back before that."""
 
-    def load_libraries(self) -> None:
-        """Load now what would be loaded when it is first needed."""
-
     def program(self, calls: Sequence[Call]) -> Program:
         """Some calls made ready to be replayed, here one by one."""
         return CallByCall(self, calls)

@@ -9,13 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .numba_blas import BLAS_IS_NUMPYS
-
 __all__ = ["DIGEST", "with_disk_cache"]
 
 # Numba's cache would not see a change in what a function calls from another file.
 SOURCES = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("numba_*.py")))
-DIGEST = f"{zlib.crc32(SOURCES, BLAS_IS_NUMPYS):08x}"
+DIGEST = f"{zlib.crc32(SOURCES):08x}"
 
 log = logging.getLogger("fastbp")
 
@@ -23,8 +21,8 @@ log = logging.getLogger("fastbp")
 def with_disk_cache(decorator: Callable[..., Any], function: Callable[..., Any]) -> Any:
     """Compile a function with a disk cache, or without one where no folder can be written to, or files are damaged.
 
-    Numba tells functions in a cache apart by their names, to which the digest of all sources is added here, and of
-    whose BLAS they call; each needs a name of its own.
+    Numba tells functions in a cache apart by their names, to which the digest of all sources is added here; each
+    needs a name of its own.
     """
     function.__qualname__ += f"_{DIGEST}"
     try:

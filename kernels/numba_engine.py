@@ -8,7 +8,6 @@ program that `replay` runs without the GIL. It knows no op; an eager call is a t
 from __future__ import annotations
 
 import functools
-import importlib
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +22,12 @@ from numba.np import arrayobj
 
 from . import numba_activations, numba_fused, numba_layers, numba_losses, numba_norms, numba_optim
 from .engine import Call, Engine, Program, kernels_of, needs_scratch, scratch_for
-from .numba_blas import BLAS_IS_NUMPYS
 from .numba_cache import with_disk_cache
 from .numba_math import FAST
 from .numba_team import RUN_PARTS, WORD, call, helped, new_team
 from .numba_vectors import VECTOR_BYTES
 from .ops import OPS, Array, Op
-from .threads import allowed_threads, blas_libraries, single
+from .threads import allowed_threads
 
 __all__ = ["NumbaEngine"]
 
@@ -60,10 +58,6 @@ class NumbaEngine(Engine):
         step = VECTOR_BYTES // np.dtype(dtype).itemsize
         return self.empty((shape[0], -(-shape[1] // step) * step), dtype)[:, : shape[1]]
 
-    def load_libraries(self) -> None:
-        if not BLAS_IS_NUMPYS:
-            importlib.import_module("scipy.linalg.cython_blas")
-
     def program(self, calls: Sequence[Call]) -> Program:
         return Table(self, calls)
 
@@ -80,7 +74,7 @@ class Table:
         self._calls = calls
         self._open = [i for i, call in enumerate(calls) if any(isinstance(a, str) for a in call.arguments)]
         self._rooms = [room_for(engine, calls)]  # one for each part, because they work at the same time
-        self._libraries = threaded_libraries(engine) if any(map(is_large, calls)) else []
+        self._most = numba.config.NUMBA_NUM_THREADS if any(map(is_large, calls)) else 1
         self._threads = 1
         self._counters: list[tuple[Array, Array]] = []  # what counts calls, and its copy for another part
         self._slots: dict[str, Array] = {}
@@ -99,7 +93,7 @@ class Table:
 
     def _write(self) -> None:
         self._starts = self._starts[:0]  # what is half written, should this be interrupted, is not run
-        self._threads, self._counters = allowed_threads(self._libraries) if self._libraries else 1, []
+        self._threads, self._counters = self._allowed_threads(), []
         rows = self._rows_in_parts() if self._threads > 1 else [self._row(call) for call in self._calls]
         self._table, self._starts = np.concatenate(rows), np.cumsum([0, *map(len, rows[:-1])])
 
@@ -129,15 +123,18 @@ class Table:
     def run(self, steps: int) -> None:
         if not self._bound:
             return
-        if self._libraries and (not len(self._starts) or self._threads != allowed_threads(self._libraries)):
+        if not len(self._starts) or self._threads != self._allowed_threads():
             self._write()
         if self._threads == 1:
             replay(self._table, self._starts, steps)
             return
         for counter, copy in self._counters:
             copy[...] = counter
-        with single(self._libraries) as alone, helped(self._team, len(self._rooms) - 1 if alone else 0):
+        with helped(self._team, len(self._rooms) - 1):
             replay(self._table, self._starts, steps)
+
+    def _allowed_threads(self) -> int:
+        return allowed_threads(self._most) if self._most > 1 else 1
 
     def release(self) -> None:
         if self._slots:
@@ -148,15 +145,6 @@ class Table:
 def room_for(engine: Engine, calls: Sequence[Call]) -> Array:
     """Room for those of some calls whose kernels work in it, one after the other."""
     return engine.empty(*scratch_for([call for call in calls if needs_scratch(KERNELS[call.op.name], call.op)]))
-
-
-@functools.cache
-def threaded_libraries(engine: Engine) -> list[Any]:
-    """The BLAS libraries whose threads can be counted and held back."""
-    try:
-        return blas_libraries(engine)
-    except ImportError:
-        return []
 
 
 def sizes_of(call: Call) -> Mapping[str, int]:

@@ -6,34 +6,20 @@ from typing import Any
 
 from numba import njit
 
+from .numba_copies import by_columns, room, transpose, transposed
 from .numba_losses import cross_entropy_by_class, softmax_cross_entropy_of
 from .numba_math import FAST
-from .numba_products import (
-    SLOPES,
-    by_columns,
-    is_narrow,
-    is_narrow_product,
-    is_small,
-    narrow_backward,
-    narrow_forward,
-    product,
-    room,
-    transpose,
-    transposed,
-)
+from .numba_narrow import is_narrow, narrow_backward, narrow_forward
+from .numba_products import SLOPES, product
 from .ops import Array
 
 
-def dense_relu_forward(x: Array, w: Array, b: Array, y: Array) -> None:
-    product(x, w, y, bias=b, relu=True)
+def dense_relu_forward(x: Array, w: Array, b: Array, y: Array, scratch: Array) -> None:
+    product(x, w, y, bias=b, relu=True, scratch=scratch)
 
 
 def dense_relu_input_grad(dz: Array, w: Array, y: Array, dx: Array, scratch: Array) -> None:
-    if is_small(dz, w.T):
-        wt, _ = transposed(w, scratch)
-        product(dz, wt, dx, mask=y)
-    else:
-        product(dz, w.T, dx, mask=y)
+    product(dz, w.T, dx, mask=y, scratch=scratch)
 
 
 def dense_relu_grads(dz: Array, w: Array, y: Array, dx: Array, db: Array, scratch: Array) -> None:
@@ -64,14 +50,14 @@ def dense_relu_sgd(x: Array, dz: Array, w: Array, lr: Array, dx: Array, db: Arra
 
 def dense_weight_sgd(x: Array, dz: Array, w: Array, lr: Array, scratch: Array) -> None:
     rate = w.dtype.type(lr[0])
-    if is_narrow(dz):
+    if is_narrow(*dz.shape):
         dwt, _ = room(scratch, dz.shape[1], x.shape[1])
         product(dz.T, x, dwt)
         for j in range(w.shape[1]):
             for i in range(w.shape[0]):
                 w[i, j] -= rate * dwt[j, i]
     else:
-        product(x.T, dz, w, rate=rate)
+        product(x.T, dz, w, rate=rate, scratch=scratch)
 
 
 def dense_bias_sgd(dz: Array, b: Array, lr: Array) -> None:
@@ -81,12 +67,12 @@ def dense_bias_sgd(dz: Array, b: Array, lr: Array) -> None:
 def dense_softmax_cross_entropy(
     x: Array, w: Array, b: Array, t: Array, total: Array, dz: Array, scratch: Array
 ) -> None:
-    if is_narrow_product(x, w):
+    if is_narrow(len(x), w.shape[1]):
         zt, _ = narrow_forward(x, w, b, scratch)
         cross_entropy_by_class(zt, t, total)
         transpose(zt, dz)
     else:
-        product(x, w, dz, bias=b)
+        product(x, w, dz, bias=b, scratch=scratch)
         softmax_cross_entropy_of(dz, t, total, dz, scratch)
 
 
@@ -94,7 +80,7 @@ def classifier_grads(
     x: Array, w: Array, b: Array, t: Array, total: Array, dz: Array, dx: Array, db: Array, scratch: Array
 ) -> None:
     db[:] = 0
-    if is_narrow_product(x, w):
+    if is_narrow(len(x), w.shape[1]):
         dzt, wt = narrow_forward(x, w, b, scratch)
         cross_entropy_by_class(dzt, t, total)
         transpose(dzt, dz)
@@ -108,7 +94,7 @@ def classifier_sgd(
 ) -> None:
     rate = w.dtype.type(lr[0])
     db[:] = 0
-    if is_narrow_product(x, w):
+    if is_narrow(len(x), w.shape[1]):
         dzt, wt = narrow_forward(x, w, b, scratch)
         cross_entropy_by_class(dzt, t, total)
         narrow_backward(dzt, wt, x, dx, db, rate)
@@ -122,7 +108,7 @@ def classifier_sgd(
         dz, rest = room(scratch, x.shape[0], w.shape[1])
         wide_classifier(x, w, b, t, total, dz, dx, db, rest)
         product(None, dz, b, rate=rate)
-        product(x.T, dz, w, rate=rate)
+        product(x.T, dz, w, rate=rate, scratch=rest)
 
 
 def grads_through(slope: int) -> Any:
@@ -131,11 +117,7 @@ def grads_through(slope: int) -> Any:
     def grads(dz: Array, w: Array, y: Array, number: Any, dx: Array, db: Array, scratch: Array) -> None:
         setting = w.dtype.type(number)
         db[:] = 0
-        if is_small(dz, w.T):
-            wt, _ = transposed(w, scratch)
-            product(dz, wt, dx, mask=y, slope=slope, number=setting, sums=db)
-        else:
-            product(dz, w.T, dx, mask=y, slope=slope, number=setting, sums=db)
+        product(dz, w.T, dx, mask=y, slope=slope, number=setting, sums=db, scratch=scratch)
 
     grads.__qualname__ += str(slope)  # by which compiled code is told apart
     return njit(**FAST)(grads)
@@ -147,7 +129,7 @@ relu_grads, leaky_relu_grads, elu_grads, tanh_grads, sigmoid_grads = map(grads_t
 @njit(**FAST)
 def through_relu(dz: Array, w: Array, x: Array, dx: Array, db: Array, rate: Any, scratch: Array) -> None:
     """The gradients in front of the ReLU whose output is x; unless the rate is None, w learns."""
-    if is_narrow(dz) and is_small(dz, w.T):
+    if is_narrow(*dz.shape):
         dzt, rest = by_columns(scratch, dz.shape[0], dz.shape[1])
         transpose(dz, dzt)
         wt, _ = transposed(w, rest)
@@ -158,17 +140,13 @@ def through_relu(dz: Array, w: Array, x: Array, dx: Array, db: Array, rate: Any,
     else:
         relu_grads(dz, w, x, 0, dx, db, scratch)
         if rate is not None:
-            product(x.T, dz, w, rate=rate)
+            product(x.T, dz, w, rate=rate, scratch=scratch)
 
 
 @njit(**FAST)
 def wide_classifier(
     x: Array, w: Array, b: Array, t: Array, total: Array, dz: Array, dx: Array, db: Array, scratch: Array
 ) -> None:
-    product(x, w, dz, bias=b)
+    product(x, w, dz, bias=b, scratch=scratch)
     softmax_cross_entropy_of(dz, t, total, dz, scratch)
-    if is_small(x, w):
-        wt, _ = transposed(w, scratch)
-        product(dz, wt, dx, mask=x, sums=db)
-    else:
-        product(dz, w.T, dx, mask=x, sums=db)
+    product(dz, w.T, dx, mask=x, sums=db, scratch=scratch)

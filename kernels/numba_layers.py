@@ -8,19 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from .numba_copies import copy_row, prefetch_row, room, transpose
 from .numba_math import divide, exp_shifted, philox
-from .numba_products import (
-    copy_row,
-    is_narrow,
-    is_narrow_product,
-    is_small,
-    narrow_forward,
-    prefetch_row,
-    product,
-    room,
-    transpose,
-    transposed,
-)
+from .numba_narrow import is_narrow, narrow_forward
+from .numba_products import product
 from .ops import Array
 
 CACHED = 1 << 20  # bytes of a table that a core's own cache may hold
@@ -77,28 +68,24 @@ def take_weights(w: Array, rows: Array, wb: Array) -> None:
 
 
 def dense_forward(x: Array, w: Array, b: Array, z: Array, scratch: Array) -> None:
-    if is_narrow_product(x, w):
+    if is_narrow(*z.shape):
         zt, _ = narrow_forward(x, w, b, scratch)
         transpose(zt, z)
     else:
-        product(x, w, z, bias=b)
+        product(x, w, z, bias=b, scratch=scratch)
 
 
 def dense_input_grad(dz: Array, w: Array, dx: Array, scratch: Array) -> None:
-    if is_small(dz, w.T):
-        wt, _ = transposed(w, scratch)
-        product(dz, wt, dx)
-    else:
-        product(dz, w.T, dx)
+    product(dz, w.T, dx, scratch=scratch)
 
 
 def dense_weight_grad(x: Array, dz: Array, dw: Array, scratch: Array) -> None:
-    if is_narrow(dz):
+    if is_narrow(*dz.shape):
         dwt, _ = room(scratch, dz.shape[1], x.shape[1])
         product(dz.T, x, dwt)
         transpose(dwt, dw)
     else:
-        product(x.T, dz, dw)
+        product(x.T, dz, dw, scratch=scratch)
 
 
 def dense_bias_grad(dz: Array, db: Array) -> None:

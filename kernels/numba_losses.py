@@ -11,8 +11,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
+from .numba_copies import by_columns, room, transpose, transposed
 from .numba_math import FAST, divide, exp, exp_of, exp_shifted, largest, log, log1p, log_of, sign
-from .numba_products import by_columns, is_narrow, room, transpose, transposed
+from .numba_narrow import is_narrow
 from .numba_vectors import INDEX, INT, Number, Vectors
 from .ops import Array
 
@@ -243,7 +244,7 @@ def weigh_targets(t: Array, weights: Array, class_weight: Array, mean: Array, to
 @njit(**FAST)
 def softmax_cross_entropy_of(z: Array, t: Array, total: Array, dz: Array, scratch: Array) -> None:
     """z and dz may be the same."""
-    if is_narrow(z):
+    if is_narrow(*z.shape):
         zt, _ = by_columns(scratch, z.shape[0], z.shape[1])
         transpose(z, zt)
         cross_entropy_by_class(zt, t, total)
@@ -349,7 +350,7 @@ def exp_by_class(zt: Array, top: Array, sums: Array) -> None:
 @njit(**FAST)
 def exp_of_rows(z: Array, e: Array, top: Array, sums: Array, scratch: Array) -> None:
     """e = exp(z - top), for the largest number and the sum of each row."""
-    if is_narrow(z):
+    if is_narrow(*z.shape):
         zt, _ = transposed(z, scratch)
         largest_by_class(zt, top)
         exp_by_class(zt, top, sums)

@@ -175,20 +175,26 @@ class Helper:
 
 
 helpers: list[Helper] = []
+teams: dict[int, Array] = {}  # those that are helped now
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=helpers.clear)  # whose threads are the parent's alone
+    for parents in (helpers, teams):
+        os.register_at_fork(after_in_child=parents.clear)  # because a child has no other thread
 
 
 @contextlib.contextmanager
 def helped(team: Array, count: int) -> Iterator[None]:
-    """Let up to `count` threads help a team, for a ``with`` block."""
+    """Let up to `count` threads help a team, for a ``with`` block, unless they help another one."""
+    count = 0 if teams else count
     with contextlib.suppress(RuntimeError):  # where there can be no more threads, those that are there do
         while len(helpers) < count:
             helpers.append(Helper())
     try:
-        team[OPEN] = 1
+        if count:
+            teams[id(team)] = team
+            team[OPEN] = 1
         for helper in helpers[:count]:
             helper.help(team)
         yield
     finally:
         team[OPEN] = 0
+        teams.pop(id(team), None)

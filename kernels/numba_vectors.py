@@ -135,7 +135,11 @@ class Vectors:
 
     def each(self, start: Any, stop: Any, step: Any) -> Any:
         """Loops over start, start + step, ... below stop."""
-        return cgutils.for_range_slice(self.builder, start, stop, self.index(step), inc=True)
+        return self.each_by(start, stop, self.index(step))
+
+    def each_by(self, start: Any, stop: Any, step: Any) -> Any:
+        """`each` by a step that is only known when the code runs."""
+        return cgutils.for_range_slice(self.builder, start, stop, step, inc=True)
 
     def shuffle(self, x: Any, y: Any, lanes: Sequence[int]) -> Any:
         """Some lanes of x and y, those of y counted on from those of x."""
@@ -209,6 +213,10 @@ class Vectors:
     def _call(self, name: str, result: Any, *args: Any) -> Any:
         function = ir.FunctionType(result, [x.type for x in args])
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, function, name), args)
+
+    def prefetch(self, address: Any) -> None:
+        """Asks for what is soon read or written."""
+        self._call("llvm.prefetch.p0", ir.VoidType(), self.builder.inttoptr(address, BYTES), *map(INT, (0, 3, 1)))
 
     def load_splat(self, address: Any) -> Any:
         return self.splat(self.builder.load(self.pointer(address)))

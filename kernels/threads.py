@@ -1,4 +1,4 @@
-"""Locks that a fork leaves free, and how many threads BLAS may use."""
+"""Locks that a fork leaves free, and how many threads may compute."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import weakref
 from _thread import RLock
 from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from .engine import Engine
-
-__all__ = ["Lock", "allowed_threads", "blas_libraries", "limited", "single"]
+__all__ = ["Lock", "allowed_threads", "blas_libraries", "limited"]
 
 
 class Lock(RLock):  # type: ignore[misc]  # which typeshed calls final, and Python does not
@@ -42,52 +39,44 @@ class Ask(NamedTuple):
 
 # BLAS's setting belongs to the whole process, so those who change it share one book
 _book = Lock()
-_asked: list[Ask] = []  # what users allow
-_held: list[Ask] = []  # ones, of replays that spread work over threads themselves
+_asked: list[Ask] = []
 _before: list[tuple[Any, int]] = []  # each BLAS library, and its threads before anyone asked
 
 
 @contextlib.contextmanager
-def limited(threads: int, libraries: list[Any], page: list[Ask] = _asked) -> Iterator[None]:
+def limited(threads: int, libraries: list[Any]) -> Iterator[None]:
     """Hold BLAS to some threads for a ``with`` block; where several ask, to the least."""
     ask = Ask(threading.get_ident(), threads)
     try:
         with _book:
-            if not _asked and not _held:
+            if not _asked:
                 _before[:] = [(library, library.get_num_threads()) for library in libraries]
-            page.append(ask)
+            _asked.append(ask)
             _apply()
         yield
     finally:
         with contextlib.suppress(ValueError):  # Ctrl-C may have come before it was there
-            page.remove(ask)
+            _asked.remove(ask)
         with _book:
             _apply()
 
 
-@contextlib.contextmanager
-def single(libraries: list[Any]) -> Iterator[bool]:
-    """Hold BLAS to one thread for a ``with`` block, which is told whether it is the only one that does."""
-    only = not _held
-    with limited(1, libraries, _held):
-        yield only
-
-
-def allowed_threads(libraries: list[Any]) -> int:
-    """How many threads BLAS would use if no replay held it."""
-    with _book:
-        counts = [n for _, n in _before] if _asked or _held else [library.get_num_threads() for library in libraries]
-        return min([*(ask.threads for ask in _asked), *counts], default=1)
+def allowed_threads(most: int) -> int:
+    """How many threads may compute: at most so many, and no more than BLAS may use where that is known."""
+    with contextlib.suppress(ImportError), _book:
+        counts = [library.get_num_threads() for library in blas_libraries()]
+        return min([most, *counts, *(ask.threads for ask in _asked)])
+    return most
 
 
 def _apply() -> None:
     for library, before in _before:
-        library.set_num_threads(min([before, *(ask.threads for ask in [*_asked, *_held])]))
+        library.set_num_threads(min([before, *(ask.threads for ask in _asked)]))
 
 
 @cache
-def blas_libraries(engine: Engine) -> list[Any]:
-    """The BLAS libraries that an engine uses; finding them takes longer than a small fit.
+def blas_libraries() -> list[Any]:
+    """The BLAS libraries of this process; finding them takes longer than a small fit.
 
     Raises
     ------
@@ -98,7 +87,6 @@ def blas_libraries(engine: Engine) -> list[Any]:
         from threadpoolctl import ThreadpoolController
     except ImportError:
         raise ImportError("threads= needs threadpoolctl: pip install threadpoolctl") from None
-    engine.load_libraries()
     return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
 
 
@@ -106,9 +94,8 @@ def _after_fork() -> None:
     """In a child process there is only the thread that forked."""
     for lock in _locks:
         lock.free_after_fork()
-    if _asked or _held:
-        for page in (_asked, _held):
-            page[:] = [ask for ask in page if ask.by == threading.get_ident()]
+    if _asked:
+        _asked[:] = [ask for ask in _asked if ask.by == threading.get_ident()]
         _apply()
 
 

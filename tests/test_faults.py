@@ -185,7 +185,6 @@ except ImportError as error:
         ("sklearn", "import fastbp.estimators", "fastbp[sklearn]"),
         ("scipy", "import fastbp.estimators", "fastbp[sklearn]"),
         ("numba", "fastbp.engine('numba')", "fastbp[numba]"),
-        ("scipy", "fastbp.engine('numba')", "fastbp[numba]"),
         ("sklearn", "from fastbp.tables import load_table; load_table('digits', None, 0)", "fastbp[cli]"),
     ],
 )

@@ -190,7 +190,7 @@ def fitted():
 
 
 model = fitted()
-libraries = blas_libraries(model.engine)
+libraries = blas_libraries()
 before = [library.get_num_threads() for library in libraries]
 threading.Thread(target=model.fit, args=(X, y), kwargs={"epochs": 10**9}, daemon=True).start()
 for _ in range(20):

@@ -123,12 +123,11 @@ def test_unknown_engines(name, monkeypatch):
         fastbp.engine()
 
 
-@pytest.mark.parametrize("missing", ["numba", "scipy"])
-def test_an_engine_that_is_not_installed(hide, missing, monkeypatch):
-    hide(missing)
+def test_an_engine_that_is_not_installed(hide, monkeypatch):
+    hide("numba")
     info = next(info for info in fastbp.engines() if info.name == "numba")
-    assert not info.available and missing in info.why_not and "pip install 'fastbp[numba]'" in info.why_not
-    match = rf"engine 'numba' is not available: {missing} missing; install it with: pip install 'fastbp\[numba\]'"
+    assert not info.available and "numba" in info.why_not and "pip install 'fastbp[numba]'" in info.why_not
+    match = r"engine 'numba' is not available: numba missing; install it with: pip install 'fastbp\[numba\]'"
     with pytest.raises(fastbp.EngineNotAvailable, match=match):
         fastbp.Sequential([fastbp.Dense(1, 1)], engine="numba")
     with pytest.raises(ValueError, match=match), fastbp.use("numba"):

@@ -6,7 +6,7 @@ import pytest
 import fastbp
 from fastbp.kernels.engine import Call
 from fastbp.kernels.ops import OPS
-from fastbp.kernels.threads import allowed_threads, blas_libraries, limited, single
+from fastbp.kernels.threads import allowed_threads, blas_libraries, limited
 
 from .checks import assert_allclose, assert_array_equal, on_host
 
@@ -79,17 +79,34 @@ def test_training_in_parts_gives_what_numpy_gives(numba_in_parts, rng, optimizer
     assert_allclose(in_parts.history["loss"], whole.history["loss"], rtol=1e-8)
 
 
-def test_who_helps_changes_no_bit(monkeypatch, rng):
+@pytest.mark.parametrize("helpers", HELPERS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_neither_threads_nor_helpers_change_a_bit(dtype, helpers, monkeypatch, rng):
     module = pytest.importorskip("fastbp.kernels.numba_engine")
-    engine = fastbp.engine("numba")
-    x, w, b = (rng.standard_normal(shape).astype(np.float32) for shape in [(256, 300), (300, 500), (1, 500)])
-    monkeypatch.setattr(module, "allowed_threads", lambda _: 3)
-    helped, results = module.helped, []
-    for count in HELPERS:
-        monkeypatch.setattr(module, "helped", lambda team, _, count=count: helped(team, count))
-        results.append(engine.dense_forward(x, w, b))
+    engine, helped = fastbp.engine("numba"), module.helped
+    monkeypatch.setattr(module, "helped", lambda team, _: helped(team, helpers))
+    x, w, dz = (rng.standard_normal(shape).astype(dtype) for shape in [(350, 700), (700, 420), (350, 420)])
+    X, y = rng.standard_normal((1100, 300)), rng.integers(0, 70, 1100)
+    results = []
+    for threads in (1, 2, 3, 4):
+        monkeypatch.setattr(module, "allowed_threads", lambda _, threads=threads: threads)
+        model = fastbp.Sequential(
+            [fastbp.Dense(300, 500), fastbp.Tanh(), fastbp.Dense(500, 400), fastbp.ReLU(), fastbp.Dense(400, 70)],
+            loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.Adam(), engine=engine, seed=0, dtype=dtype,
+        )  # fmt: skip
+        model.fit(X, y, epochs=2, batch_size=300)
+        results.append(
+            [
+                engine.dense_forward(x, w, np.ones((1, 420), dtype)),
+                engine.dense_input_grad(dz, w),
+                engine.dense_weight_grad(x, dz),
+                *engine.dense_relu_grads(dz, w, np.maximum(x, 0)),
+                model.memory.parameters.copy(),
+            ]
+        )
     for result in results[1:]:
-        assert_array_equal(result, results[0])
+        for ours, alone in zip(result, results[0], strict=True):
+            assert_array_equal(ours, alone)
 
 
 class Library:
@@ -105,21 +122,29 @@ class Library:
         self.threads = threads
 
 
-def test_those_who_hold_blas_share_one_book():
+def test_where_several_ask_for_threads_the_least_counts():
     blas = Library(8)
     with limited(4, [blas]):
-        assert (blas.threads, allowed_threads([blas])) == (4, 4)
-        with single([blas]) as alone:
-            assert alone
-            assert (blas.threads, allowed_threads([blas])) == (1, 4)
-            with single([blas]) as alone, limited(2, [blas]):
-                assert not alone
-                assert (blas.threads, allowed_threads([blas])) == (1, 2)
         assert blas.threads == 4
+        with limited(6, [blas]):
+            assert blas.threads == 4
+            with pytest.raises(ZeroDivisionError), limited(2, [blas]):
+                assert blas.threads == 2
+                1 / 0  # noqa: B018
+            assert blas.threads == 4
     assert blas.threads == 8
-    with pytest.raises(ZeroDivisionError), single([blas]):
-        1 / 0  # noqa: B018
-    assert blas.threads == 8
+
+
+def test_threads_are_as_many_as_numba_blas_and_those_who_ask_allow(monkeypatch):
+    blas = Library(8)
+    monkeypatch.setattr("fastbp.kernels.threads.blas_libraries", lambda: [blas])
+    assert (allowed_threads(3), allowed_threads(64)) == (3, 8)
+    with limited(2, [blas]):
+        assert allowed_threads(64) == 2
+    monkeypatch.setattr("fastbp.kernels.threads.blas_libraries", list)  # none that threads can be counted of
+    assert allowed_threads(64) == 64
+    with limited(2, []):
+        assert allowed_threads(64) == 2
 
 
 def test_a_model_follows_the_number_of_threads(rng):
@@ -130,11 +155,11 @@ def test_a_model_follows_the_number_of_threads(rng):
     model = fastbp.Sequential(
         layers, loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.SGD(0.01), engine=engine, seed=0
     )
-    before = [library.get_num_threads() for library in blas_libraries(engine)]
+    before = [library.get_num_threads() for library in blas_libraries()]
     expected = model.predict(X)
     for threads in (1, None, 2):
-        with limited(threads or 64, blas_libraries(engine)):
+        with limited(threads or 64, blas_libraries()):
             assert_allclose(on_host(model.predict(X)), expected, rtol=1e-4)
         model.fit(X, y, batch_size=256, threads=threads)
         expected = model.predict(X)
-        assert [library.get_num_threads() for library in blas_libraries(engine)] == before
+        assert [library.get_num_threads() for library in blas_libraries()] == before
