@@ -17,8 +17,8 @@ __all__ = ["AWAKE", "LARGE", "Case", "Key", "Row", "Turn", "key", "measure", "me
 Row: TypeAlias = "dict[str, Any]"
 Key: TypeAlias = "tuple[str, str, str, str]"
 
-LARGE = 1 << 23  # flops of a matrix product that engines may leave to BLAS and its threads
-AWAKE = 0.3  # seconds until BLAS's threads no longer wait for more in a loop; NumPy's and SciPy's each have their own
+LARGE = 1 << 23  # flops of a matrix product that NumPy may leave to BLAS's threads
+AWAKE = 0.3  # seconds until BLAS's threads no longer wait for more in a loop; those of other libraries would be held up
 
 
 def nothing() -> None:
