@@ -27,7 +27,7 @@ from .numba_math import FAST
 from .numba_team import RUN_PARTS, WORD, call, helped, new_team
 from .numba_vectors import VECTOR_BYTES
 from .ops import OPS, Array, Op
-from .threads import allowed_threads
+from .threads import allowed_threads, blas_libraries
 
 __all__ = ["NumbaEngine"]
 
@@ -134,7 +134,7 @@ class Table:
             replay(self._table, self._starts, steps)
 
     def _allowed_threads(self) -> int:
-        return allowed_threads(self._most) if self._most > 1 else 1
+        return allowed_threads(self._most, counted_libraries()) if self._most > 1 else 1
 
     def release(self) -> None:
         if self._slots:
@@ -145,6 +145,15 @@ class Table:
 def room_for(engine: Engine, calls: Sequence[Call]) -> Array:
     """Room for those of some calls whose kernels work in it, one after the other."""
     return engine.empty(*scratch_for([call for call in calls if needs_scratch(KERNELS[call.op.name], call.op)]))
+
+
+@functools.cache
+def counted_libraries() -> list[Any]:
+    """The BLAS libraries whose threads can be counted, since a user who limits these means all."""
+    try:
+        return blas_libraries()
+    except ImportError:
+        return []
 
 
 def sizes_of(call: Call) -> Mapping[str, int]:

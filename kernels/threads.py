@@ -61,12 +61,10 @@ def limited(threads: int, libraries: list[Any]) -> Iterator[None]:
             _apply()
 
 
-def allowed_threads(most: int) -> int:
-    """How many threads may compute: at most so many, and no more than BLAS may use where that is known."""
-    with contextlib.suppress(ImportError), _book:
-        counts = [library.get_num_threads() for library in blas_libraries()]
-        return min([most, *counts, *(ask.threads for ask in _asked)])
-    return most
+def allowed_threads(most: int, libraries: list[Any]) -> int:
+    """How many threads may compute: at most so many, and no more than these BLAS libraries may use."""
+    with _book:
+        return min([most, *(library.get_num_threads() for library in libraries), *(ask.threads for ask in _asked)])
 
 
 def _apply() -> None:

@@ -103,4 +103,3 @@ for shape in SHAPES:
     subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1], env=os.environ | environment
     )
-

@@ -48,7 +48,7 @@ def numba_in_parts(request, monkeypatch):
     engine = fastbp.engine("numba")
     monkeypatch.setattr(module, "PART", 1e-9)
     monkeypatch.setattr(module, "UNIT", 16)
-    monkeypatch.setattr(module, "allowed_threads", lambda _: 4)
+    monkeypatch.setattr(module, "allowed_threads", lambda *_: 4)
     helped = module.helped
     monkeypatch.setattr(module, "helped", lambda team, _: helped(team, request.param))
     return engine
@@ -89,7 +89,7 @@ def test_neither_threads_nor_helpers_change_a_bit(dtype, helpers, monkeypatch, r
     X, y = rng.standard_normal((1100, 300)), rng.integers(0, 70, 1100)
     results = []
     for threads in (1, 2, 3, 4):
-        monkeypatch.setattr(module, "allowed_threads", lambda _, threads=threads: threads)
+        monkeypatch.setattr(module, "allowed_threads", lambda *_, threads=threads: threads)
         model = fastbp.Sequential(
             [fastbp.Dense(300, 500), fastbp.Tanh(), fastbp.Dense(500, 400), fastbp.ReLU(), fastbp.Dense(400, 70)],
             loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.Adam(), engine=engine, seed=0, dtype=dtype,
@@ -135,16 +135,13 @@ def test_where_several_ask_for_threads_the_least_counts():
     assert blas.threads == 8
 
 
-def test_threads_are_as_many_as_numba_blas_and_those_who_ask_allow(monkeypatch):
+def test_threads_are_as_many_as_an_engine_has_and_blas_and_those_who_ask_allow():
     blas = Library(8)
-    monkeypatch.setattr("fastbp.kernels.threads.blas_libraries", lambda: [blas])
-    assert (allowed_threads(3), allowed_threads(64)) == (3, 8)
+    assert (allowed_threads(3, [blas]), allowed_threads(64, [blas]), allowed_threads(64, [])) == (3, 8, 64)
     with limited(2, [blas]):
-        assert allowed_threads(64) == 2
-    monkeypatch.setattr("fastbp.kernels.threads.blas_libraries", list)  # none that threads can be counted of
-    assert allowed_threads(64) == 64
+        assert allowed_threads(64, [blas]) == 2
     with limited(2, []):
-        assert allowed_threads(64) == 2
+        assert allowed_threads(64, []) == 2
 
 
 def test_a_model_follows_the_number_of_threads(rng):
