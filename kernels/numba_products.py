@@ -23,10 +23,8 @@ __all__ = ["SLOPES", "product", "relu_slope"]
 ROWS, WIDTHS = (6, (4, 2)) if MANY else (6, (2,))  # a tile's rows and vectors, whose sums fit in registers
 IN_FLIGHT = 8  # sums that must grow side by side to hide the latency of an addition
 UNROLLED = 4  # terms in a round, where they come from afar
-FAR, LARGE = (
-    1 << 17,
-    1 << 19,
-)  # bytes of a matrix on the right that the first cache, or a part of the second, cannot hold
+FAR = 1 << 17  # bytes of a matrix on the right that the first cache cannot hold,
+LARGE = 1 << 19  # or a core's second one beside what else it needs
 TERMS, STRIPS = 256, 4  # of a part that is copied,
 STRIP = 4 * VECTOR_BYTES  # in strips of so many bytes for a term, one term behind the other
 BLOCK = 96  # rows of a transposed matrix on the left that are copied at a time
