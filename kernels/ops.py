@@ -34,8 +34,8 @@ def _per_element(n: int) -> Callable[[Mapping[str, int]], int]:
 
 
 def _of_products(d: Mapping[str, int]) -> int:
-    """Room for copies of narrow weights and outputs, or of a part of wide ones."""
-    return 16 * d["K"] + _of_rows(d)
+    """Room for the weights' gradient and the inputs; none for outputs, unless they are narrow."""
+    return d["K"] * d["N"] + d["B"] * d["K"] + 16 * d["K"] + _of_rows(d)
 
 
 def _of_rows(d: Mapping[str, int]) -> int:

@@ -22,6 +22,8 @@ SIZES = (
     (5, 130, 3, 131),
     (19, 37, 3, 70),
     (2, 300, 17, 1000),
+    (35, 600, 300, 70),  # of which products copy parts of the one matrix,
+    (130, 90, 300, 131),  # or of the other
 )
 protect = ctypes.CDLL(None, use_errno=True).mprotect
 
