@@ -98,7 +98,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
     precision : {"float32", "float64"}, optional
         What to compute in; by default the dtype of X in the first fit.
     threads : int, optional
-        At most so many threads, by default as many as BLAS may use; needs threadpoolctl.
+        At most so many threads, by default as many as BLAS and Numba may use; needs threadpoolctl.
 
     Attributes
     ----------

@@ -68,8 +68,8 @@ class Sequential(Network):
     seed : int, optional
         One seed gives one run: initial weights, shuffles and dropout masks, the same on every engine.
     threads : int, optional
-        At most so many threads while this model computes, by default as many as BLAS may use; needs threadpoolctl. 1
-        is best for models that train side by side in threads on NumPy's engine.
+        At most so many threads while this model computes, by default as many as BLAS and Numba may use; needs
+        threadpoolctl. 1 is best for models that train side by side in threads on NumPy's engine.
     precision : {"fp32", "tf32", "bf16"}, optional
         What float32 numbers are rounded to where matrices are multiplied, on an engine that can ("cupy"): sums,
         weights and gradients of weights stay float32. What only passes between products of "bf16" is rounded when it
