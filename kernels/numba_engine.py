@@ -65,8 +65,7 @@ class NumbaEngine(Engine):
 class Table:
     """A recording as one array of integers.
 
-    A call that takes long enough becomes one of `RUN_PARTS`, with a part for each thread that BLAS may use, which is
-    held to one of them meanwhile.
+    A call that takes long enough becomes one of `RUN_PARTS`, with a part for each thread that is allowed.
     """
 
     def __init__(self, engine: Engine, calls: Sequence[Call]) -> None:
@@ -171,7 +170,7 @@ def seconds_of(call: Call) -> float:
 
 
 def is_large(call: Call) -> bool:
-    """Whether a call is worth more than one core, as is each product that BLAS computes."""
+    """Whether a call is worth more than one core."""
     return seconds_of(call) >= 2 * PART
 
 

@@ -44,6 +44,8 @@ if sys.platform == "win32":
     of_system = {"give_way": ctypes.windll.kernel32.SwitchToThread, "sleep": ctypes.windll.kernel32.Sleep}
 else:
     of_system = {"give_way": ctypes.CDLL(None).sched_yield, "sleep": ctypes.CDLL(None).usleep}
+if sys.platform == "linux":
+    current_core = ctypes.CDLL(None).sched_getcpu
 for function_name, found in of_system.items():
     add_symbol(f"fastbp_{function_name}", ctypes.cast(found, ctypes.c_void_p).value)
 
@@ -160,11 +162,14 @@ class Helper:
     def __init__(self) -> None:
         self._team = new_team()
         self._asked = threading.Event()
-        threading.Thread(target=self._work, name="fastbp helper", daemon=True).start()
+        thread = threading.Thread(target=self._work, name="fastbp helper", daemon=True)
+        thread.start()
+        self._thread = thread.native_id
 
     def help(self, team: Array) -> None:
         self._team = team
-        self._asked.set()
+        with kept_off_this_core(self._thread):
+            self._asked.set()
 
     def _work(self) -> None:
         while True:
@@ -179,6 +184,27 @@ teams: dict[int, Array] = {}  # those that are helped now
 if hasattr(os, "register_at_fork"):
     for parents in (helpers, teams):
         os.register_at_fork(after_in_child=parents.clear)  # because a child has no other thread
+
+
+@contextlib.contextmanager
+def kept_off_this_core(thread: int | None) -> Iterator[None]:
+    """Keep another thread, by its native id, from the core that this one is on, for a ``with`` block.
+
+    Behind that, it may run where this thread may. Where few cores share a cache, Linux may wake a thread on the core of
+    whoever wakes it, and leave both there for 10 ms, though the others are idle.
+    """
+    if sys.platform != "linux" or thread is None:
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    let_run_on(thread, cores - {current_core()} or cores)
+    yield
+    let_run_on(thread, cores)
+
+
+def let_run_on(thread: int, cores: set[int]) -> None:
+    with contextlib.suppress(OSError):  # where a process may not choose, the system does
+        os.sched_setaffinity(thread, cores)
 
 
 @contextlib.contextmanager

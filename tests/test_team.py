@@ -1,5 +1,9 @@
 """Several cores for one replay: calls in parts, and who computes them."""
 
+import os
+import sys
+import threading
+
 import numpy as np
 import pytest
 
@@ -107,6 +111,30 @@ def test_neither_threads_nor_helpers_change_a_bit(dtype, helpers, monkeypatch, r
     for result in results[1:]:
         for ours, alone in zip(result, results[0], strict=True):
             assert_array_equal(ours, alone)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a thread choose cores for another")
+def test_a_helper_is_woken_on_another_core_and_then_runs_where_its_caller_may(monkeypatch):
+    team = pytest.importorskip("fastbp.kernels.numba_team")
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("there is one core")
+    waiting = threading.Event()
+    helper = threading.Thread(target=waiting.wait)
+    helper.start()
+    try:
+        for core in cores:
+            monkeypatch.setattr(team, "current_core", lambda core=core: core)
+            with team.kept_off_this_core(helper.native_id):
+                assert os.sched_getaffinity(helper.native_id) == cores - {core}
+            assert os.sched_getaffinity(helper.native_id) == cores
+        os.sched_setaffinity(0, {core})
+        with team.kept_off_this_core(helper.native_id):
+            assert os.sched_getaffinity(helper.native_id) == {core}
+    finally:
+        os.sched_setaffinity(0, cores)
+        waiting.set()
+        helper.join()
 
 
 class Library:
