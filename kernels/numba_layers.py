@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .numba_copies import copy_row, prefetch_row, room, transpose
-from .numba_math import divide, exp_shifted, philox
+from .numba_math import divide, exp_shifted, largest, philox
 from .numba_narrow import is_narrow, narrow_forward
 from .numba_products import product
 from .ops import Array
@@ -93,16 +93,18 @@ def dense_bias_grad(dz: Array, db: Array) -> None:
 
 
 def dropout_forward(x: Array, rate: Array, key: Array, y: Array, mask: Array) -> None:
-    columns = x.shape[1]
-    scale = 1 / (1 - rate[0]) if rate[0] < 1 else 0.0
+    scale = x.dtype.type(1 / (1 - rate[0]) if rate[0] < 1 else 0.0)
+    least = np.uint32(np.ceil(rate[0] * 2.0**24))  # of 24 random bits
+    i = j = 0
     for start in range(0, x.size, 8):
         block = philox(key, np.uint64(start // 8 + 1))
-        for k in range(start, min(start + 8, x.size)):
-            i, j = k // columns, k % columns
-            half = block[(k - start) // 2] >> np.uint64(32 * (k % 2))
-            uniform = np.uint32(half) >> np.uint32(8)
-            mask[i, j] = scale if uniform * 2.0**-24 >= rate[0] else 0
+        for k in range(min(8, x.size - start)):
+            half = np.uint32(block[k // 2] >> np.uint64(32 * (k % 2)))
+            mask[i, j] = scale if half >> np.uint32(8) >= least else 0
             y[i, j] = x[i, j] * mask[i, j]
+            j += 1
+            if j == x.shape[1]:
+                i, j = i + 1, 0
     key[2] += np.uint64(1)
 
 
@@ -133,7 +135,7 @@ def scale(x: Array, factor: Array, y: Array) -> None:
 
 def softmax_forward(z: Array, p: Array) -> None:
     for i in range(z.shape[0]):
-        divide(p[i], exp_shifted(z[i], p[i]))
+        divide(p[i], exp_shifted(z[i], largest(z[i]), p[i]))
 
 
 def softmax_jacobian(p: Array, j: Array) -> None:

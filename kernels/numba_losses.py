@@ -14,8 +14,11 @@ from numba.np.arrayobj import make_array
 from .numba_copies import by_columns, room, transpose, transposed
 from .numba_math import FAST, divide, exp, exp_of, exp_shifted, largest, log, log1p, log_of, sign
 from .numba_narrow import is_narrow
-from .numba_vectors import INDEX, INT, Number, Vectors
+from .numba_vectors import INDEX, INT, VECTOR_BYTES, Number, Vectors
 from .ops import Array
+
+WIDE = 96  # classes from which vectors run along them,
+TOGETHER = 128  # and else along so many rows at a time
 
 
 def cross_entropy_forward(p: Array, t: Array, total: Array, cost: Array) -> None:
@@ -125,78 +128,106 @@ def one_hot(t: Array, p: Array, rows: Array) -> None:
         rows[i, t[i]] = 1
 
 
+def by_element(loss: Any) -> Any:
+    """A loss of ``loss(y, t, settings, column)``, which gives an element's cost and its slope."""
+
+    @njit(forceinline=True, **FAST)
+    def element(
+        settings: Any, y: Array, t: Array, weight: Any, scale: float, cost: Array, dy: Array, i: int, j: int
+    ) -> Any:
+        costs, slope = loss(y[i, j], t[i, j], settings, j)
+        costs *= np.float64(weight)
+        cost[i, j] = costs
+        dy[i, j] = y.dtype.type(weight * scale) * slope
+        return costs
+
+    def elements(
+        settings: Any, y: Array, t: Array, weights: Array, mean: Array, total: Array, cost: Array, dy: Array
+    ) -> None:
+        rows, columns = y.shape
+        scale, costs = weigh_elements(weights, y, mean, total), 0.0
+        if columns == 1:  # so that there is a long loop within, for vector code
+            for i in range(rows):
+                costs += element(settings, y, t, weights[i], scale, cost, dy, i, 0)
+        else:
+            for i in range(rows):
+                weight = weights[i]
+                for j in range(columns):
+                    costs += element(settings, y, t, weight, scale, cost, dy, i, j)
+        total[0] += costs
+
+    elements.__qualname__ += loss.__name__  # by which compiled code is told apart
+    return njit(**FAST)(elements)
+
+
+@by_element
+@njit(forceinline=True, **FAST)
+def squared(y: Any, t: Any, settings: Any, j: int) -> Any:
+    error = y - t
+    return np.float64(error) * error, 2 * error
+
+
+@by_element
+@njit(forceinline=True, **FAST)
+def absolute(y: Any, t: Any, settings: Any, j: int) -> Any:
+    return np.float64(abs(y - t)), sign(y - t)
+
+
+@by_element
+@njit(forceinline=True, **FAST)
+def squared_up_to(y: Any, t: Any, delta: Array, j: int) -> Any:
+    # with the slope e up to delta, and +-delta beyond, both branches are slope * (e - slope / 2)
+    error, end = np.float64(y - t), delta[0]
+    slope = end if error > end else -end if error < -end else error
+    return slope * (error - slope / 2), slope
+
+
+@by_element
+@njit(forceinline=True, **FAST)
+def of_counts(y: Any, t: Any, log_input: Array, j: int) -> Any:
+    small = type(y)(1e-8)
+    if log_input[0]:
+        rate, log_rate, slope = np.exp(y), y, np.exp(y) - t
+    else:
+        rate, log_rate, slope = y, np.log(y + small), 1 - t / (y + small)
+    return np.float64(rate - t * log_rate), slope
+
+
+@by_element
+@njit(forceinline=True, **FAST)
+def of_yes_or_no(z: Any, t: Any, pos_weight: Array, j: int) -> Any:
+    real = type(z)
+    one, zeros, ones = real(1), real(1 - t), real(pos_weight[j]) * t
+    e = exp(-abs(z))  # never above 1
+    both, far = log1p(e), one / (one + e)
+    # log(1 + exp(z)) where t is 0, log(1 + exp(-z)) where t is 1; the slope of the first is 1 / (1 + exp(-z))
+    up, down = both + (z if z > 0 else real(0)), both - (z if z < 0 else real(0))
+    sigmoid, other = far if z > 0 else e * far, e * far if z > 0 else far
+    return np.float64(zeros * up + ones * down), zeros * sigmoid - ones * other
+
+
 def mean_squared_error(y: Array, t: Array, weights: Array, mean: Array, total: Array, cost: Array, dy: Array) -> None:
-    scale = weigh_elements(weights, y, mean, total)
-    for i in range(len(y)):
-        weight = y.dtype.type(weights[i] * scale)
-        for j in range(y.shape[1]):
-            error = y[i, j] - t[i, j]
-            costs = np.float64(weights[i]) * error * error
-            dy[i, j] = weight * 2 * error
-            cost[i, j] = costs
-            total[0] += costs
+    squared(None, y, t, weights, mean, total, cost, dy)
 
 
 def mean_absolute_error(y: Array, t: Array, weights: Array, mean: Array, total: Array, cost: Array, dy: Array) -> None:
-    scale = weigh_elements(weights, y, mean, total)
-    for i in range(len(y)):
-        weight = y.dtype.type(weights[i] * scale)
-        for j in range(y.shape[1]):
-            error = y[i, j] - t[i, j]
-            costs = np.float64(weights[i]) * abs(error)
-            dy[i, j] = weight * sign(error)
-            cost[i, j] = costs
-            total[0] += costs
+    absolute(None, y, t, weights, mean, total, cost, dy)
 
 
 def huber(y: Array, t: Array, weights: Array, delta: Array, mean: Array, total: Array, cost: Array, dy: Array) -> None:
-    scale = weigh_elements(weights, y, mean, total)
-    for i in range(len(y)):
-        weight = y.dtype.type(weights[i] * scale)
-        for j in range(y.shape[1]):
-            # with the slope e up to delta, and +-delta beyond, both branches are slope * (e - slope / 2)
-            error, end = np.float64(y[i, j] - t[i, j]), delta[0]
-            slope = end if error > end else -end if error < -end else error
-            costs = weights[i] * slope * (error - slope / 2)
-            dy[i, j] = weight * slope
-            cost[i, j] = costs
-            total[0] += costs
+    squared_up_to(delta, y, t, weights, mean, total, cost, dy)
 
 
 def poisson(
     y: Array, t: Array, weights: Array, log_input: Array, mean: Array, total: Array, cost: Array, dy: Array
 ) -> None:
-    scale, small = weigh_elements(weights, y, mean, total), y.dtype.type(1e-8)
-    for i in range(len(y)):
-        weight = y.dtype.type(weights[i] * scale)
-        for j in range(y.shape[1]):
-            if log_input[0]:
-                rate, log_rate, slope = np.exp(y[i, j]), y[i, j], np.exp(y[i, j]) - t[i, j]
-            else:
-                rate, log_rate, slope = y[i, j], np.log(y[i, j] + small), 1 - t[i, j] / (y[i, j] + small)
-            costs = np.float64(weights[i]) * (rate - t[i, j] * log_rate)
-            dy[i, j] = weight * slope
-            cost[i, j] = costs
-            total[0] += costs
+    of_counts(log_input, y, t, weights, mean, total, cost, dy)
 
 
 def binary_cross_entropy(
     y: Array, t: Array, weights: Array, pos_weight: Array, mean: Array, total: Array, cost: Array, dy: Array
 ) -> None:
-    scale = weigh_elements(weights, y, mean, total)
-    for i in range(len(y)):
-        weight = y.dtype.type(weights[i] * scale)
-        for j in range(y.shape[1]):
-            z, real = y[i, j], y.dtype.type
-            one, zeros, ones = real(1), real(1 - t[i, j]), real(pos_weight[j]) * t[i, j]
-            e = exp(-abs(z))  # never above 1
-            rest, far, near = log1p(e), one / (one + e), e / (one + e)
-            # log(1 + exp(z)) where t is 0, log(1 + exp(-z)) where t is 1; the slope of the first is 1 / (1 + exp(-z))
-            up, down, sigmoid, other = (rest + z, rest, far, near) if z > 0 else (rest, rest - z, near, far)
-            costs = np.float64(weights[i]) * (zeros * up + ones * down)
-            dy[i, j] = weight * (zeros * sigmoid - ones * other)
-            cost[i, j] = costs
-            total[0] += costs
+    of_yes_or_no(pos_weight, y, t, weights, mean, total, cost, dy)
 
 
 @njit(**FAST)
@@ -244,38 +275,40 @@ def weigh_targets(t: Array, weights: Array, class_weight: Array, mean: Array, to
 @njit(**FAST)
 def softmax_cross_entropy_of(z: Array, t: Array, total: Array, dz: Array, scratch: Array) -> None:
     """z and dz may be the same."""
-    if is_narrow(*z.shape):
-        zt, _ = by_columns(scratch, z.shape[0], z.shape[1])
-        transpose(z, zt)
-        cross_entropy_by_class(zt, t, total)
-        transpose(zt, dz)
+    total[1] += len(t)
+    if z.shape[1] < WIDE and len(t) >= VECTOR_BYTES // z.itemsize:
+        for start in range(0, len(t), TOGETHER):
+            stop = min(start + TOGETHER, len(t))
+            zt, _ = by_columns(scratch, stop - start, z.shape[1])
+            transpose(z[start:stop], zt)
+            total[0] += losses_by_class(zt, t[start:stop], len(t))
+            transpose(zt, dz[start:stop])
         return
     for i in range(len(t)):
-        row = dz[i]
-        target = z[i, t[i]] - largest(z[i])
-        sum_exp = exp_shifted(z[i], row)
+        row, top = dz[i], largest(z[i])
+        target = z[i, t[i]] - top
+        sum_exp = exp_shifted(z[i], top, row)
         total[0] += np.log(sum_exp) - target
         divide(row, sum_exp * len(t))
         row[t[i]] -= 1 / len(t)
-    total[1] += len(t)
 
 
 @njit(**FAST)
 def cross_entropy_by_class(zt: Array, t: Array, total: Array) -> None:
     """Softmax cross-entropy of logits that lie class by class, whose gradient takes their place; see `by_columns`."""
-    total[0] += losses_by_class(zt, t)
+    total[0] += losses_by_class(zt, t, len(t))
     total[1] += len(t)
 
 
 @intrinsic
-def losses_by_class(typing_context: Any, zt: Any, t: Any) -> Any:
-    """The sum of the losses; vectors run along the batch."""
+def losses_by_class(typing_context: Any, zt: Any, t: Any, batch: Any) -> Any:
+    """The sum of the losses, of some rows of a batch; vectors run along the rows."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         v = Vectors(context, builder, zt.dtype)
         (classes, _), at = v.matrix(zt, args[0])
         labels = make_array(t)(context, builder, args[1])
-        (batch,), zero, one = cgutils.unpack_tuple(builder, labels.shape, 1), v.index(0), v.index(1)
+        (rows,), zero, one = cgutils.unpack_tuple(builder, labels.shape, 1), v.index(0), v.index(1)
         label_type, wide = ir.VectorType(INDEX, v.lanes), ir.VectorType(ir.DoubleType(), v.lanes)
         losses = cgutils.alloca_once_value(builder, ir.Constant(wide, [0.0] * v.lanes))
         top, sums, target = (cgutils.alloca_once(builder, v.type) for _ in range(3))
@@ -309,23 +342,23 @@ def losses_by_class(typing_context: Any, zt: Any, t: Any) -> Any:
             builder.store(
                 builder.fadd(builder.load(losses), builder.fpext(loss, wide) if v.size == 4 else loss), losses
             )
-            share = number(v.one) / number(v.splat(builder.sitofp(batch, v.element)))
+            share = number(v.one) / number(v.splat(builder.sitofp(args[2], v.element)))
             scale = share / total
             with v.each(zero, classes, 1) as (c, _):
                 gradient = number(v.load(at(c, i))) * scale
                 v.store((gradient - is_target(c).choose(share, 0.0)).value, at(c, i))
 
-        whole = v.up_to(zero, batch, v.lanes)
+        whole = v.up_to(zero, rows, v.lanes)
         with v.each(zero, whole, v.lanes) as (i, _):
             block(i)
-        with builder.if_then(builder.icmp_signed("<", whole, batch)):
-            block(whole, v.first(builder.sub(batch, whole)))
+        with builder.if_then(builder.icmp_signed("<", whole, rows)):
+            block(whole, v.first(builder.sub(rows, whole)))
         result = ir.Constant(ir.DoubleType(), 0.0)
         for lane in range(v.lanes):
             result = builder.fadd(result, builder.extract_element(builder.load(losses), ir.Constant(INT, lane)))
         return result
 
-    return types.float64(zt, t), codegen
+    return types.float64(zt, t, batch), codegen
 
 
 @njit(**FAST)
@@ -358,4 +391,4 @@ def exp_of_rows(z: Array, e: Array, top: Array, sums: Array, scratch: Array) -> 
     else:
         for i in range(len(z)):
             top[i] = largest(z[i])
-            sums[i] = exp_shifted(z[i], e[i])
+            sums[i] = exp_shifted(z[i], top[i], e[i])

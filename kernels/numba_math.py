@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 from .normal import PER_T, SHIFT, tail_series
 from .numba_vectors import Number
@@ -93,8 +93,18 @@ def log1p_of(x: Number) -> Number:
     return (s * s).series([2 / (2 * n + 1) for n in reversed(range(8 if x.single else 17))]) * s
 
 
+def normal_cdf_of(x: Number) -> Number:
+    """P(X <= x) of the normal distribution; see `normal`."""
+    negative = x < 0.0
+    size = negative.choose(x * -1.0, x)
+    u = x.constant(4.0) / (size + 4.0) * PER_T - SHIFT
+    tail = u.series(list(tail_series(10 if x.single else 18))) * exp_of(x * x * -0.5)
+    return negative.choose(tail, x.constant(1.0) - tail)
+
+
 exp, expm1 = formula(exp_of), formula(expm1_of)
 log, log1p = formula(log_of), formula(log1p_of)
+normal_cdf = formula(normal_cdf_of)
 
 
 @njit(**FAST)
@@ -109,27 +119,6 @@ def tanh(x: Any) -> Any:
     e = expm1(type(x)(-2) * abs(x))
     y = -e / (type(x)(2) + e)
     return -y if x < 0 else y
-
-
-def normal_cdf(x: Any) -> Any:
-    """P(X <= x) of the normal distribution; see `normal`."""
-
-
-@overload(normal_cdf)
-def normal_cdf_overload(x: Any) -> Any:
-    real: Any = np.float32 if x == types.float32 else np.float64
-    series = tuple(map(real, tail_series(10 if real == np.float32 else 18)))
-    per_t, shift, four, half, one, zero = map(real, (PER_T, SHIFT, 4, 0.5, 1, 0))
-
-    def normal_cdf(x: Any) -> Any:
-        u = per_t * (four / (four + abs(x))) - shift
-        y = zero
-        for term in series:
-            y = y * u + term
-        y *= exp(-half * x * x)
-        return one - y if x > 0 else y
-
-    return normal_cdf
 
 
 @njit(**FAST)
@@ -159,12 +148,29 @@ def multiply_high(typing_context: Any, a: Any, b: Any) -> Any:
     return types.UniTuple(types.uint64, 2)(types.uint64, types.uint64), build
 
 
+@intrinsic
+def ordered(typing_context: Any, x: Any) -> Any:
+    """An integer that is the larger the larger a float is; or the float of such an integer."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = Number(builder, arguments[0])
+        bits = number.bits() if number.is_float else number
+        size = types_of[signature.return_type].bitwidth
+        bits = bits ^ ((bits >> (size - 1)) & (2 ** (size - 1) - 1))  # of what is below 0, all but the sign are turned
+        return (bits if number.is_float else bits.bits()).value
+
+    types_of = {types.float32: types.int32, types.float64: types.int64}
+    types_of |= {to: kind for kind, to in types_of.items()}
+    return types_of[x](x), build
+
+
 @njit(**FAST)
 def largest(x: Array) -> Any:
-    best = x[0]
-    for i in range(len(x)):
-        best = best if x[i] <= best else x[i]
-    return best
+    """The largest number of a row, which may be any where one is NaN; as integers, because those make vector code."""
+    best = ordered(x[0])
+    for i in range(1, len(x)):
+        best = max(best, ordered(x[i]))
+    return ordered(best)
 
 
 @njit(**FAST)
@@ -184,9 +190,9 @@ def flushed(x: Any, tiny: Any) -> Any:
 
 
 @njit(**FAST)
-def exp_shifted(x: Array, y: Array) -> Any:
-    """y = exp(x - max x); returns the sum of y."""
-    top, total = largest(x), x.dtype.type(0)
+def exp_shifted(x: Array, top: Any, y: Array) -> Any:
+    """y = exp(x - top), where no x is above that; returns the sum of y."""
+    total = x.dtype.type(0)
     for i in range(len(x)):
         y[i] = exp(x[i] - top)
         total += y[i]

@@ -59,6 +59,9 @@ class Number:
     def __and__(self, y: Number | float) -> Number:
         return self._with(y, "", "and_")
 
+    def __xor__(self, y: Number | float) -> Number:
+        return self._with(y, "", "xor")
+
     def __lshift__(self, y: Number | float) -> Number:
         return self._with(y, "", "shl")
 

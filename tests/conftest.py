@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fastbp
+from fastbp.kernels import numba_cache
 
 CUDA_ON_HOST = bool(os.environ.get("FASTBP_CUDA_ON_HOST"))
 if CUDA_ON_HOST:  # run all tests on the GPU engine, too, where there is no GPU
@@ -64,6 +65,12 @@ def _no_engine_chosen(monkeypatch):
     monkeypatch.delenv("FASTBP_ENGINE", raising=False)
     yield
     fastbp.set_default(None)
+
+
+@pytest.fixture(autouse=True)
+def _kernels_are_kept(monkeypatch):
+    """What cannot be kept on disk would be compiled again by each process, with no more than a warning."""
+    monkeypatch.setattr(numba_cache, "say_uncached", pytest.fail)
 
 
 @pytest.fixture
