@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -128,14 +129,15 @@ def one_hot(t: Array, p: Array, rows: Array) -> None:
         rows[i, t[i]] = 1
 
 
-def by_element(loss: Any) -> Any:
+def by_element(loss: Callable[..., tuple[Any, Any]]) -> Any:
     """A loss of ``loss(y, t, settings, column)``, which gives an element's cost and its slope."""
+    of_element = njit(forceinline=True, **FAST)(loss)
 
     @njit(forceinline=True, **FAST)
     def element(
         settings: Any, y: Array, t: Array, weight: Any, scale: float, cost: Array, dy: Array, i: int, j: int
     ) -> Any:
-        costs, slope = loss(y[i, j], t[i, j], settings, j)
+        costs, slope = of_element(y[i, j], t[i, j], settings, j)
         costs *= np.float64(weight)
         cost[i, j] = costs
         dy[i, j] = y.dtype.type(weight * scale) * slope
@@ -161,20 +163,17 @@ def by_element(loss: Any) -> Any:
 
 
 @by_element
-@njit(forceinline=True, **FAST)
 def squared(y: Any, t: Any, settings: Any, j: int) -> Any:
     error = y - t
     return np.float64(error) * error, 2 * error
 
 
 @by_element
-@njit(forceinline=True, **FAST)
 def absolute(y: Any, t: Any, settings: Any, j: int) -> Any:
     return np.float64(abs(y - t)), sign(y - t)
 
 
 @by_element
-@njit(forceinline=True, **FAST)
 def squared_up_to(y: Any, t: Any, delta: Array, j: int) -> Any:
     # with the slope e up to delta, and +-delta beyond, both branches are slope * (e - slope / 2)
     error, end = np.float64(y - t), delta[0]
@@ -183,7 +182,6 @@ def squared_up_to(y: Any, t: Any, delta: Array, j: int) -> Any:
 
 
 @by_element
-@njit(forceinline=True, **FAST)
 def of_counts(y: Any, t: Any, log_input: Array, j: int) -> Any:
     small = type(y)(1e-8)
     if log_input[0]:
@@ -194,7 +192,6 @@ def of_counts(y: Any, t: Any, log_input: Array, j: int) -> Any:
 
 
 @by_element
-@njit(forceinline=True, **FAST)
 def of_yes_or_no(z: Any, t: Any, pos_weight: Array, j: int) -> Any:
     real = type(z)
     one, zeros, ones = real(1), real(1 - t), real(pos_weight[j]) * t

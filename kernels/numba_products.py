@@ -25,9 +25,9 @@ IN_FLIGHT = 8  # sums that must grow side by side to hide the latency of an addi
 UNROLLED = 4  # terms in a round, where they come from afar
 FAR = 1 << 17  # bytes of a matrix on the right that the first cache cannot hold,
 LARGE = 1 << 19  # or a core's second one beside what else it needs
-TERMS, STRIPS = 256, 4  # of a part that is copied,
+TERMS, STRIPS = 256, 6  # of a part that is copied, so that it fits in a second cache of 256 KB where vectors are of 32,
 STRIP = 4 * VECTOR_BYTES  # in strips of so many bytes for a term, one term behind the other
-BLOCK = 96  # rows of a transposed matrix on the left that are copied at a time
+BLOCK = 3 * VECTOR_BYTES // 4  # rows of a transposed matrix on the left that are copied at a time, for the first cache
 
 
 def relu_slope(v: Vectors, x: Any, y: Any, _: Any) -> Any:
@@ -235,9 +235,8 @@ def product(
             size = builder.mul(builder.mul(terms, n), v.index(v.size))
             far, large = (builder.icmp_signed(">", size, v.index(limit)) for limit in (FAR, LARGE))
             copied = builder.or_(builder.not_(has_vectors), large)
-            rounds = builder.sdiv(v.plus(terms, TERMS - 1), v.index(TERMS))  # also of b itself, for the same bits
-            height = v.plus(builder.sdiv(v.plus(terms, -1), rounds), 1)
-            width = builder.select(copied, v.index(STRIPS * STRIP // v.size), n)
+            height = evenly(terms, TERMS, 1)  # also of b itself, for the same bits
+            width = builder.select(copied, evenly(n, STRIPS * STRIP // v.size, STRIP // v.size), n)
             step = builder.select(copied, v.index(STRIP), stride_of(b_at, 0))
             room = builder.ptrtoint(make_array(scratch)(context, builder, args[-1]).data, INDEX)
             room = builder.and_(v.plus(room, VECTOR_BYTES - 1), v.index(-VECTOR_BYTES))
@@ -265,6 +264,14 @@ def product(
                             with by_columns:
                                 copy_transposed(v, (left, right), (begin, end), lambda j, k: b_at(k, j), to_at)
                 in_blocks(part, v.plus(room, TERMS * STRIPS * STRIP))
+
+        def evenly(whole: Any, most: int, unit: int) -> Any:
+            """The length of parts, no more than have to be, that are about equal: a multiple of `unit`."""
+            parts = over(whole, v.index(most))
+            return builder.mul(over(over(whole, parts), v.index(unit)), v.index(unit))
+
+        def over(whole: Any, part: Any) -> Any:
+            return builder.sdiv(v.plus(builder.add(whole, part), -1), part)  # rounded up
 
         def stride_of(at: Any, axis: int) -> Any:
             return builder.sub(at(*((one, zero), (zero, one))[axis]), at(zero, zero))
