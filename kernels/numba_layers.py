@@ -6,10 +6,13 @@ A function here is named as its op in `ops.OPS`; it takes the op's inputs, then 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numba import njit
 
 from .numba_copies import copy_row, prefetch_row, room, transpose
-from .numba_math import divide, exp_shifted, largest, philox
+from .numba_math import FAST, divide, exp_shifted, largest, philox
 from .numba_narrow import is_narrow, narrow_forward
 from .numba_products import product
 from .ops import Array
@@ -93,19 +96,34 @@ def dense_bias_grad(dz: Array, db: Array) -> None:
 
 
 def dropout_forward(x: Array, rate: Array, key: Array, y: Array, mask: Array) -> None:
-    scale = x.dtype.type(1 / (1 - rate[0]) if rate[0] < 1 else 0.0)
-    least = np.uint32(np.ceil(rate[0] * 2.0**24))  # of 24 random bits
+    rows, columns = x.shape
     i = j = 0
     for start in range(0, x.size, 8):
-        block = philox(key, np.uint64(start // 8 + 1))
-        for k in range(min(8, x.size - start)):
-            half = np.uint32(block[k // 2] >> np.uint64(32 * (k % 2)))
-            mask[i, j] = scale if half >> np.uint32(8) >= least else 0
-            y[i, j] = x[i, j] * mask[i, j]
-            j += 1
-            if j == x.shape[1]:
-                i, j = i + 1, 0
+        words = philox(key, np.uint64(start // 8 + 1))
+        if j == columns:
+            i, j = i + 1, 0
+        if j + 8 <= columns:
+            for k in range(8):  # which is unrolled, so that the words stay in registers
+                mask[i, j + k] = some_bits(words, k)
+            j += 8
+        else:
+            for k in range(min(8, x.size - start)):
+                if j == columns:
+                    i, j = i + 1, 0
+                mask[i, j] = some_bits(words, k)
+                j += 1
     key[2] += np.uint64(1)
+    least, scale = x.dtype.type(np.ceil(rate[0] * 2.0**24)), x.dtype.type(1 / (1 - rate[0]) if rate[0] < 1 else 0.0)
+    for i in range(rows):
+        for j in range(columns):
+            mask[i, j] = scale if mask[i, j] >= least else 0
+            y[i, j] = x[i, j] * mask[i, j]
+
+
+@njit(**FAST)
+def some_bits(words: Any, k: int) -> Any:
+    """The k-th of eight numbers of 24 random bits, which also float32 holds exactly."""
+    return np.int32(np.uint32(words[k // 2] >> np.uint64(32 * (k % 2))) >> np.uint32(8))
 
 
 def dropout_backward(dy: Array, mask: Array, dx: Array) -> None:
