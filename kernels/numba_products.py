@@ -25,7 +25,7 @@ IN_FLIGHT = 8  # sums that must grow side by side to hide the latency of an addi
 UNROLLED = 4  # terms in a round, where they come from afar
 FAR = 1 << 17  # bytes of a matrix on the right that the first cache cannot hold,
 LARGE = 1 << 19  # or a core's second one beside what else it needs
-TERMS, STRIPS = 256, 6  # of a part that is copied, so that it fits in a second cache of 256 KB where vectors are of 32,
+TERMS, STRIPS = 256, 6  # of a part that is copied, which with AVX2 fits in a second cache of 256 KB,
 STRIP = 4 * VECTOR_BYTES  # in strips of so many bytes for a term, one term behind the other
 BLOCK = 3 * VECTOR_BYTES // 4  # rows of a transposed matrix on the left that are copied at a time, for the first cache
 

@@ -198,8 +198,10 @@ def kept_off_this_core(thread: int | None) -> Iterator[None]:
         return
     cores = os.sched_getaffinity(0)
     let_run_on(thread, cores - {current_core()} or cores)
-    yield
-    let_run_on(thread, cores)
+    try:
+        yield
+    finally:
+        let_run_on(thread, cores)
 
 
 def let_run_on(thread: int, cores: set[int]) -> None:
