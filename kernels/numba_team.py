@@ -12,7 +12,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numba
@@ -162,14 +162,12 @@ class Helper:
     def __init__(self) -> None:
         self._team = new_team()
         self._asked = threading.Event()
-        thread = threading.Thread(target=self._work, name="fastbp helper", daemon=True)
-        thread.start()
-        self._thread = thread.native_id
+        self.thread = threading.Thread(target=self._work, name="fastbp helper", daemon=True)
+        self.thread.start()
 
     def help(self, team: Array) -> None:
         self._team = team
-        with kept_off_this_core(self._thread):
-            self._asked.set()
+        self._asked.set()
 
     def _work(self) -> None:
         while True:
@@ -187,26 +185,27 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def kept_off_this_core(thread: int | None) -> Iterator[None]:
-    """Keep another thread, by its native id, from the core that this one is on, for a ``with`` block.
+def kept_off_this_core(threads: Iterable[threading.Thread]) -> Iterator[None]:
+    """Keep other threads from the core that this one is on, for a ``with`` block.
 
-    Behind that, it may run where this thread may. Where few cores share a cache, Linux may wake a thread on the core of
-    whoever wakes it, and leave both there for 10 ms, though the others are idle.
+    Behind that, they may run where this thread may. Where few cores share a cache, Linux may wake a thread on the core
+    of whoever wakes it, and leave both there for 10 ms, though the others are idle.
     """
-    if sys.platform != "linux" or thread is None:
+    if sys.platform != "linux":
         yield
         return
-    cores = os.sched_getaffinity(0)
-    let_run_on(thread, cores - {current_core()} or cores)
+    ids, cores = [thread.native_id for thread in threads], os.sched_getaffinity(0)
+    let_run_on(ids, cores - {current_core()} or cores)
     try:
         yield
     finally:
-        let_run_on(thread, cores)
+        let_run_on(ids, cores)
 
 
-def let_run_on(thread: int, cores: set[int]) -> None:
+def let_run_on(threads: Iterable[int | None], cores: set[int]) -> None:
     with contextlib.suppress(OSError):  # where a process may not choose, the system does
-        os.sched_setaffinity(thread, cores)
+        for thread in filter(None, threads):
+            os.sched_setaffinity(thread, cores)
 
 
 @contextlib.contextmanager
@@ -220,8 +219,10 @@ def helped(team: Array, count: int) -> Iterator[None]:
         if count:
             teams[id(team)] = team
             team[OPEN] = 1
-        for helper in helpers[:count]:
-            helper.help(team)
+        asked = helpers[:count]
+        with kept_off_this_core([helper.thread for helper in asked]):
+            for helper in asked:
+                helper.help(team)
         yield
     finally:
         team[OPEN] = 0

@@ -125,11 +125,11 @@ def test_a_helper_is_woken_on_another_core_and_then_runs_where_its_caller_may(mo
     try:
         for core in cores:
             monkeypatch.setattr(team, "current_core", lambda core=core: core)
-            with team.kept_off_this_core(helper.native_id):
+            with team.kept_off_this_core([helper]):
                 assert os.sched_getaffinity(helper.native_id) == cores - {core}
             assert os.sched_getaffinity(helper.native_id) == cores
         os.sched_setaffinity(0, {core})
-        with team.kept_off_this_core(helper.native_id):
+        with team.kept_off_this_core([helper]):
             assert os.sched_getaffinity(helper.native_id) == {core}
     finally:
         os.sched_setaffinity(0, cores)
