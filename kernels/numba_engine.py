@@ -20,7 +20,7 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
-from . import numba_activations, numba_fused, numba_layers, numba_losses, numba_norms, numba_optim
+from . import numba_activations, numba_fused, numba_layers, numba_losses, numba_norms, numba_optim, numba_softmax
 from .engine import Call, Engine, Program, kernels_of, needs_scratch, scratch_for
 from .numba_cache import with_disk_cache
 from .numba_math import FAST
@@ -33,7 +33,9 @@ __all__ = ["NumbaEngine"]
 
 PART = 2e-5  # seconds that a part of a call takes at least, beside which handing it over costs little
 UNIT = 64  # what a part begins at a multiple of, so that it does not share cache lines and vectors with its neighbour
-KERNELS = kernels_of(numba_layers, numba_activations, numba_norms, numba_losses, numba_optim, numba_fused)
+KERNELS = kernels_of(
+    numba_layers, numba_activations, numba_norms, numba_softmax, numba_losses, numba_optim, numba_fused
+)
 
 log = logging.getLogger("fastbp")
 

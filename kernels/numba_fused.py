@@ -7,10 +7,10 @@ from typing import Any
 from numba import njit
 
 from .numba_copies import by_columns, room, transpose, transposed
-from .numba_losses import cross_entropy_by_class, softmax_cross_entropy_of
 from .numba_math import FAST
 from .numba_narrow import is_narrow, narrow_backward, narrow_forward
 from .numba_products import SLOPES, product
+from .numba_softmax import cross_entropy_by_class, softmax_cross_entropy_of
 from .ops import Array
 
 

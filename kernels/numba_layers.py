@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from .numba_copies import copy_row, prefetch_row, room, transpose
-from .numba_math import FAST, divide, exp_shifted, largest, philox
+from .numba_math import FAST, philox
 from .numba_narrow import is_narrow, narrow_forward
 from .numba_products import product
 from .ops import Array
@@ -149,25 +149,3 @@ def scale(x: Array, factor: Array, y: Array) -> None:
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
             y[i, j] = real * x[i, j]
-
-
-def softmax_forward(z: Array, p: Array) -> None:
-    for i in range(z.shape[0]):
-        divide(p[i], exp_shifted(z[i], largest(z[i]), p[i]))
-
-
-def softmax_jacobian(p: Array, j: Array) -> None:
-    for i in range(p.shape[0]):
-        for a in range(p.shape[1]):
-            for b in range(p.shape[1]):
-                j[i, a, b] = -p[i, a] * p[i, b]
-            j[i, a, a] += p[i, a]
-
-
-def softmax_backward(dp: Array, p: Array, dz: Array) -> None:
-    for i in range(p.shape[0]):
-        mean = p.dtype.type(0)
-        for c in range(p.shape[1]):
-            mean += p[i, c] * dp[i, c]
-        for c in range(p.shape[1]):
-            dz[i, c] = p[i, c] * (dp[i, c] - mean)

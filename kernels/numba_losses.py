@@ -6,20 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
+from numba import njit
 
-from .numba_copies import by_columns, room, transpose, transposed
-from .numba_math import FAST, divide, exp, exp_of, exp_shifted, largest, log, log1p, log_of, sign
-from .numba_narrow import is_narrow
-from .numba_vectors import INDEX, INT, VECTOR_BYTES, Number, Vectors
+from .numba_math import FAST, exp, log1p, sign
 from .ops import Array
-
-WIDE = 96  # classes from which vectors run along them,
-TOGETHER = 128  # and else along so many rows at a time
 
 
 def cross_entropy_forward(p: Array, t: Array, total: Array, cost: Array) -> None:
@@ -38,57 +28,6 @@ def cross_entropy_backward(p: Array, t: Array, dp: Array) -> None:
     for i in range(len(t)):
         target = p[i, t[i]]
         dp[i, t[i]] = -1 / ((tiny if target < tiny else target) * len(t))
-
-
-def softmax_cross_entropy(z: Array, t: Array, total: Array, dz: Array, scratch: Array) -> None:
-    softmax_cross_entropy_of(z, t, total, dz, scratch)
-
-
-def softmax_cross_entropy_backward(p: Array, t: Array, dz: Array) -> None:
-    scale = p.dtype.type(1 / len(t))
-    for i in range(len(t)):
-        for c in range(p.shape[1]):
-            dz[i, c] = p[i, c] * scale
-        dz[i, t[i]] -= scale
-
-
-def soft_softmax_cross_entropy(
-    z: Array,
-    t: Array,
-    weights: Array,
-    class_weight: Array,
-    smoothing: Array,
-    mean: Array,
-    total: Array,
-    cost: Array,
-    dz: Array,
-    scratch: Array,
-) -> None:
-    real, classes = z.dtype.type, z.shape[1]
-    keep, even = real(1 - smoothing[0]), real(smoothing[0] / classes)
-    scale = weigh_targets(t, weights, class_weight, mean, total)
-    vectors, rest = room(scratch, 2, len(z))
-    top, sums = vectors[0], vectors[1]
-    exp_of_rows(z, dz, top, sums, rest)
-    for i in range(len(z)):
-        q_sum, linear = real(0), real(0)
-        for c in range(classes):
-            q = (keep * real(target(t, i, c)) + even) * real(class_weight[c])
-            q_sum += q
-            linear += q * (z[i, c] - top[i]) if q != 0 else real(0)
-        if weights[i] != 0 and q_sum != 0:
-            cost[i] = weights[i] * (q_sum * log(sums[i]) - linear)
-            weight, share = real(weights[i] * scale), q_sum / sums[i]
-            for c in range(classes):
-                q = (keep * real(target(t, i, c)) + even) * real(class_weight[c])
-                dz[i, c] = weight * (share * dz[i, c] - q)
-        else:
-            cost[i] = 0
-            dz[i] = 0
-        total[0] += cost[i]
-
-
-weighted_softmax_cross_entropy = soft_softmax_cross_entropy  # for labels in place of rows
 
 
 def soft_cross_entropy(
@@ -245,15 +184,6 @@ def weigh_elements(weights: Array, y: Array, mean: Array, total: Array) -> Any:
 
 
 @njit(**FAST)
-def target(t: Array, i: int, c: int) -> Any:
-    """Whether, or how much, row i belongs to class c."""
-    if t.ndim == 1:
-        return t[i] == c
-    else:
-        return t[i, c]
-
-
-@njit(**FAST)
 def weigh_targets(t: Array, weights: Array, class_weight: Array, mean: Array, total: Array) -> Any:
     """Add up the rows' weights; returns what gradients are multiplied by."""
     weight = 0.0
@@ -267,125 +197,3 @@ def weigh_targets(t: Array, weights: Array, class_weight: Array, mean: Array, to
         weight += share * weights[i]
     total[1] += weight
     return inverse(weight, mean)
-
-
-@njit(**FAST)
-def softmax_cross_entropy_of(z: Array, t: Array, total: Array, dz: Array, scratch: Array) -> None:
-    """z and dz may be the same."""
-    total[1] += len(t)
-    if z.shape[1] < WIDE and len(t) >= VECTOR_BYTES // z.itemsize:
-        for start in range(0, len(t), TOGETHER):
-            stop = min(start + TOGETHER, len(t))
-            zt, _ = by_columns(scratch, stop - start, z.shape[1])
-            transpose(z[start:stop], zt)
-            total[0] += losses_by_class(zt, t[start:stop], len(t))
-            transpose(zt, dz[start:stop])
-        return
-    for i in range(len(t)):
-        row, top = dz[i], largest(z[i])
-        target = z[i, t[i]] - top
-        sum_exp = exp_shifted(z[i], top, row)
-        total[0] += np.log(sum_exp) - target
-        divide(row, sum_exp * len(t))
-        row[t[i]] -= 1 / len(t)
-
-
-@njit(**FAST)
-def cross_entropy_by_class(zt: Array, t: Array, total: Array) -> None:
-    """Softmax cross-entropy of logits that lie class by class, whose gradient takes their place; see `by_columns`."""
-    total[0] += losses_by_class(zt, t, len(t))
-    total[1] += len(t)
-
-
-@intrinsic
-def losses_by_class(typing_context: Any, zt: Any, t: Any, batch: Any) -> Any:
-    """The sum of the losses, of some rows of a batch; vectors run along the rows."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        v = Vectors(context, builder, zt.dtype)
-        (classes, _), at = v.matrix(zt, args[0])
-        labels = make_array(t)(context, builder, args[1])
-        (rows,), zero, one = cgutils.unpack_tuple(builder, labels.shape, 1), v.index(0), v.index(1)
-        label_type, wide = ir.VectorType(INDEX, v.lanes), ir.VectorType(ir.DoubleType(), v.lanes)
-        losses = cgutils.alloca_once_value(builder, ir.Constant(wide, [0.0] * v.lanes))
-        top, sums, target = (cgutils.alloca_once(builder, v.type) for _ in range(3))
-
-        def number(x: Any) -> Number:
-            return Number(builder, x)
-
-        def block(i: Any, lanes: Any = None) -> None:
-            address = builder.ptrtoint(builder.gep(labels.data, [i]), INDEX)
-            label = builder.trunc(v.load(address, lanes, label_type), ir.VectorType(INT, v.lanes))
-
-            def is_target(c: Any) -> Number:
-                return number(label).equals(number(v.splat(builder.trunc(c, INT))))
-
-            builder.store(v.load(at(zero, i)), top)
-            with v.each(one, classes, 1) as (c, _):
-                z, best = number(v.load(at(c, i))), number(builder.load(top))
-                builder.store((z < best).choose(best, z).value, top)
-            builder.store(v.zero, sums)
-            builder.store(v.zero, target)
-            with v.each(zero, classes, 1) as (c, _):
-                z = number(v.load(at(c, i))) - number(builder.load(top))
-                e = exp_of(z)
-                v.store(e.value, at(c, i))
-                builder.store((number(builder.load(sums)) + e).value, sums)
-                builder.store(is_target(c).choose(z, number(builder.load(target))).value, target)
-            total = number(builder.load(sums))
-            loss = (log_of(total) - number(builder.load(target))).value
-            if lanes is not None:
-                loss = builder.select(lanes.mask, loss, v.zero)
-            builder.store(
-                builder.fadd(builder.load(losses), builder.fpext(loss, wide) if v.size == 4 else loss), losses
-            )
-            share = number(v.one) / number(v.splat(builder.sitofp(args[2], v.element)))
-            scale = share / total
-            with v.each(zero, classes, 1) as (c, _):
-                gradient = number(v.load(at(c, i))) * scale
-                v.store((gradient - is_target(c).choose(share, 0.0)).value, at(c, i))
-
-        whole = v.up_to(zero, rows, v.lanes)
-        with v.each(zero, whole, v.lanes) as (i, _):
-            block(i)
-        with builder.if_then(builder.icmp_signed("<", whole, rows)):
-            block(whole, v.first(builder.sub(rows, whole)))
-        result = ir.Constant(ir.DoubleType(), 0.0)
-        for lane in range(v.lanes):
-            result = builder.fadd(result, builder.extract_element(builder.load(losses), ir.Constant(INT, lane)))
-        return result
-
-    return types.float64(zt, t, batch), codegen
-
-
-@njit(**FAST)
-def largest_by_class(zt: Array, top: Array) -> None:
-    for i in range(zt.shape[1]):
-        top[i] = zt[0, i]
-    for c in range(1, zt.shape[0]):
-        for i in range(zt.shape[1]):
-            top[i] = max(top[i], zt[c, i])
-
-
-@njit(**FAST)
-def exp_by_class(zt: Array, top: Array, sums: Array) -> None:
-    for i in range(zt.shape[1]):
-        sums[i] = 0
-    for c in range(zt.shape[0]):
-        for i in range(zt.shape[1]):
-            zt[c, i] = exp(zt[c, i] - top[i])
-            sums[i] += zt[c, i]
-
-
-@njit(**FAST)
-def exp_of_rows(z: Array, e: Array, top: Array, sums: Array, scratch: Array) -> None:
-    """e = exp(z - top), for the largest number and the sum of each row."""
-    if is_narrow(*z.shape):
-        zt, _ = transposed(z, scratch)
-        largest_by_class(zt, top)
-        exp_by_class(zt, top, sums)
-        transpose(zt, e)
-    else:
-        for i in range(len(z)):
-            top[i] = largest(z[i])
-            sums[i] = exp_shifted(z[i], top[i], e[i])

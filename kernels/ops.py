@@ -126,7 +126,7 @@ OPS: dict[str, Op] = {
             _per_element(2),
         ),
         Op("dropout_backward", "dy:f[B,N] mask:f[B,N] -> dx:f[B,N]", _per_element(1), cuts="B"),
-        Op("softmax_forward", "z:f[B,N] -> p:f[B,N]", _per_element(4), cuts="B"),
+        Op("softmax_forward", "z:f[B,N] -> p:f[B,N]", _per_element(4), room=_of_rows, cuts="B"),
         Op("softmax_jacobian", "p:f[B,N] -> j:f[B,N,N]", lambda d: 2 * d["B"] * d["N"] ** 2),
         Op("softmax_backward", "dp:f[B,N] p:f[B,N] -> dz:f[B,N]", _per_element(4), cuts="B"),
         Op("add", "x:f[B,N] y:f[B,N] -> z:f[B,N]", _per_element(1), cuts="B"),
