@@ -11,6 +11,7 @@ import numpy as np
 from .boundary import as_count, as_flag, as_number
 from .kernels.ops import Array
 from .layers import Layer
+from .schedules import Schedule
 
 if TYPE_CHECKING:
     from .model import Sequential
@@ -71,10 +72,16 @@ class EarlyStopping(Callback):
     min_delta : float, default 0.0
         By how much an epoch must be better to count as better.
     mode : {"min", "max"}, optional
-        Which is better; by default less of a loss or an error, more of anything else.
+        Which is better; by default less of what ends with loss, error or deviance, and more of what ends with accuracy,
+        score or auc.
     restore_best : bool, default True
         Go back to the best epoch's parameters, and the layers' other state, at the end. Layers that have come since
         then stay as they are, and those that have gone stay away.
+
+    Raises
+    ------
+    ValueError
+        Where the name does not say which is better, and `mode` does not either.
 
     Attributes
     ----------
@@ -111,7 +118,7 @@ class EarlyStopping(Callback):
         self.monitor = monitor
         self.patience = as_count(patience, "patience")
         self.min_delta = as_number(min_delta, "min_delta")
-        self.mode = mode or ("min" if monitor.endswith(("loss", "error")) else "max")
+        self.mode = mode or better_of(monitor)
         self.restore_best = as_flag(restore_best, "restore_best")
 
     def begin(self, model: Sequential, figures: tuple[str, ...]) -> None:
@@ -153,6 +160,14 @@ class EarlyStopping(Callback):
         del self._model, self._kept
 
 
+def better_of(monitor: str) -> str:
+    """Which is better, as the name of a figure says."""
+    for mode, endings in (("min", ("loss", "error", "deviance")), ("max", ("accuracy", "score", "auc"))):
+        if monitor.endswith(endings) and "neg_" not in monitor:
+            return mode
+    raise ValueError(f"mode must be 'min' or 'max', because the name {monitor!r} does not say which is better")
+
+
 def as_callbacks(value: Any, name: str = "callbacks") -> Sequence[Callback | EpochFunction]:
     """Check a sequence of callbacks; None is an empty one."""
     if value is None:
@@ -162,6 +177,8 @@ def as_callbacks(value: Any, name: str = "callbacks") -> Sequence[Callback | Epo
     for callback in value:
         if isinstance(callback, type) or not (isinstance(callback, Callback) or callable(callback)):
             raise TypeError(f"{name} must hold fastbp Callbacks or functions, got {callback!r}")
+        if isinstance(callback, Schedule):
+            raise TypeError(f"{name} cannot hold a schedule, which an optimizer takes as schedule=: got {callback!r}")
     return value
 
 

@@ -141,7 +141,7 @@ class Layer(Part):
     def trainable(self) -> bool:
         """Whether training changes the parameters; assigning holds for the layers inside, too.
 
-        A model forgets its optimizer's moments where this changes what is trained.
+        What goes on being trained keeps its optimizer's moments; where more is trained than before, all start anew.
         """
         return bool(self.__dict__.get("_trainable", True))
 

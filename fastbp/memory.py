@@ -103,6 +103,22 @@ class Memory:
             return {}
         return {name: array[where].reshape(shape) for owner, name, where, shape in self._places if owner is layer}
 
+    def carried(self, array: Array, before: Memory) -> Array | None:
+        """An array of a number for each trained parameter of an earlier memory, laid as this one's are.
+
+        None where a parameter is trained that was not then.
+        """
+        old, new = (
+            {(layer, name): where for layer, name, where, _ in memory._places if where.stop <= memory._trained}
+            for memory in (before, self)
+        )
+        if not new.keys() <= old.keys():
+            return None
+        carried = self._engine.zeros((self._trained,), self.gradients.dtype)
+        for place, where in new.items():
+            carried[where] = array[old[place]]
+        return carried
+
     def start_epoch(self) -> None:
         """Set all counters to 0."""
         self._counters[...] = 0

@@ -78,7 +78,8 @@ class Sequential(Network):
     Attributes
     ----------
     layers : tuple of Layer
-        Assigning others keeps the values of those that stay.
+        Assigning others keeps the values of those that stay, and their optimizer's moments unless more is trained than
+        before.
     history : dict of list
         One number an epoch, over all calls of `fit`: ``loss``, and with validation data ``val_loss``, ``val_accuracy``
         and metrics.

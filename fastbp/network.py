@@ -65,7 +65,6 @@ class Network:
         self._seeds = np.random.SeedSequence(as_seed(seed))
         self._rng = np.random.Generator(np.random.Philox(self._seeds))
         self._layers: tuple[Layer, ...] = ()
-        self._trained: list[tuple[Layer, bool]] = []
         self._optimizer: Optimizer | None = None
         self._make_locks()
         self._assemble(layers, optimizer)
@@ -310,12 +309,9 @@ class Network:
         for part in (*self.walk(), self.optimizer):
             if part is not None and part not in (*inner, optimizer):
                 part.owner = None
-        trained = [(layer, layer.trainable) for layer in inner]
         if optimizer is not None and optimizer is not self.optimizer:
             optimizer.reset()
-        elif optimizer is not None and trained != self._trained:
-            optimizer.forget()  # its moments belong to other parameters
-        self._layers, self._optimizer, self._trained = layers, optimizer, trained
+        self._layers, self._optimizer = layers, optimizer
         self._features = features
         self._gather()
 
@@ -340,7 +336,8 @@ class Network:
 
     def _gather(self) -> None:
         """Lay all parameters into one array, of which the layers' own become views, and take the other state over."""
-        self.memory = Memory(self.walk(), self.engine, self.dtype, self.__dict__.get("memory"))
+        before = self.__dict__.get("memory")
+        self.memory = Memory(self.walk(), self.engine, self.dtype, before)
         for layer in self.walk():
             layer.owner, layer.engine = self, self.engine
             layer.forget()
@@ -348,6 +345,8 @@ class Network:
                 layer.__dict__[name] = self.engine.asarray(layer.__dict__[name]).copy()
         if self.optimizer is not None:
             self.optimizer.owner = self
+            if before is not None:
+                self.optimizer.follow(lambda moment: self.memory.carried(moment, before), len(before.gradients))
             self.optimizer.prepare(self.engine, len(self.memory.gradients), self.dtype)
         self._tapes: dict[Any, Tape] = {}
         self._signatures = Signatures()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Self, TypedDict, Unpack
 
@@ -158,6 +158,24 @@ class Optimizer(Part):
             self.__dict__[name] = engine.zeros((size,), dtype)
             if kept is not None and kept.shape == (size,):
                 self.__dict__[name][...] = engine.asarray(kept)
+
+    def follow(self, carried: Callable[[Array], Array | None], size: int) -> None:
+        """Go on with other parameters, or with the same in other places.
+
+        Parameters
+        ----------
+        carried : callable
+            Lays the moments of the parameters as there were anew; gives None where a new one has none, in which case
+            all steps taken are forgotten, because corrections of a bias count them for all parameters.
+        size : int
+            How many parameters there were.
+        """
+        moments = {name: self.__dict__[name] for name in self.moments if name in self.__dict__}
+        laid = {name: carried(self.engine.asarray(x)) for name, x in moments.items() if x.shape == (size,)}
+        if any(x is None for x in laid.values()):
+            self.forget()
+        else:
+            self.__dict__ |= laid
 
     def reset(self) -> None:
         """Forget all steps taken, and what the schedule has seen."""

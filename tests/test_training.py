@@ -379,10 +379,24 @@ def test_early_stopping_watches_accuracy_upwards():
 
 
 @pytest.mark.parametrize(
+    ("monitor", "mode"),
+    [
+        ("loss", "min"),
+        ("val_mean_absolute_error", "min"),
+        ("val_mean_poisson_deviance", "min"),
+        ("val_f1_score", "max"),
+        ("val_roc_auc", "max"),
+    ],
+)
+def test_early_stopping_knows_what_is_better(monitor, mode):
+    assert fastbp.EarlyStopping(monitor).mode == mode
+
+
+@pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"monitor": "val_loss"}, "monitor must be one of loss, got 'val_loss'; pass validation_data"),
-        ({"monitor": "speed"}, "monitor must be one of loss, got 'speed'"),
+        ({"monitor": "speed", "mode": "max"}, "monitor must be one of loss, got 'speed'"),
     ],
 )
 def test_a_figure_that_is_not_there_is_refused_before_training(options, match):
@@ -400,6 +414,7 @@ def test_a_figure_that_is_not_there_is_refused_before_training(options, match):
         ([3], "callbacks must hold fastbp Callbacks or functions, got 3"),
         ([fastbp.EarlyStopping], r"callbacks must hold fastbp Callbacks or functions, got <class .*EarlyStopping"),
         ("stop", "callbacks must be a sequence"),
+        ([fastbp.StepLR(3)], r"callbacks cannot hold a schedule, .* as schedule=: got StepLR\(step_size=3"),
     ],
 )
 def test_bad_callbacks_are_refused(callbacks, match):
@@ -416,6 +431,8 @@ def test_bad_callbacks_are_refused(callbacks, match):
         ({"min_delta": "little"}, "min_delta must be a number"),
         ({"restore_best": "no"}, "restore_best must be True or False"),
         ({"mode": "up"}, "mode must be 'min', 'max' or None"),
+        ({"monitor": "val_mae"}, "mode must be 'min' or 'max', because the name 'val_mae' does not say"),
+        ({"monitor": "val_neg_mean_squared_error"}, "mode must be 'min' or 'max'"),
     ],
 )
 def test_early_stopping_checks_its_settings(arguments, match):
