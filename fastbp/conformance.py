@@ -132,7 +132,7 @@ def check(engine: str | Engine, ops: Sequence[str] | None = None, *, verbose: bo
         Wrong shapes, dtypes, labels and empty arrays are refused, by the names of op and argument, before anything is
         changed.
     out
-        ``out=`` is written and returned; what does not fit or overlaps an input is refused.
+        ``out=`` is written and returned; what does not fit or overlaps another argument is refused.
     replay
         `Engine.program` does the same as calls do: on arrays of `Engine.buffer`, with slots, again and again.
     allocation
@@ -330,6 +330,9 @@ def arguments(trial: Trial) -> None:
                     wrong["read-only memory"] = _read_only(array.copy())
                 if array.size > 1:
                     wrong["strided memory"] = trial.engine.zeros((*array.shape, 2), array.dtype)[..., 0]
+                for i, other in enumerate(given[:place]):
+                    if (other.shape, other.dtype) == (given[place].shape, given[place].dtype):
+                        wrong[f"the array that is {op.inputs[i].name}"] = other
             elif arg.kind != "a":
                 wrong["complex numbers"] = array.astype(complex)
             for fault, bad in wrong.items():
@@ -375,6 +378,10 @@ def out(trial: Trial) -> None:
                 arrays = [*given[:i], shared, *given[i + 1 :]]
                 with trial.refused(f"out for {arg.name} that overlaps {source.name}", arg, arrays):
                     trial.function(*arrays, out=tuple(over if j == place else x for j, x in enumerate(outputs)))
+            for i, other in enumerate(outputs[:place]):
+                if (other.shape, other.dtype) == (outputs[place].shape, outputs[place].dtype):
+                    with trial.refused(f"one out for {arg.name} and {op.outputs[i].name}", None, given):
+                        trial.function(*given, out=tuple(other if j == place else x for j, x in enumerate(outputs)))
 
 
 def _bad_outs(engine: Engine, good: Array) -> dict[str, Any]:

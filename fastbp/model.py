@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -436,7 +438,7 @@ class Sequential(Network):
         layers = [_copied(layer) for layer in self.layers]
         outputs = self.engine.asarray(data.X, self.dtype)
         total = self.engine.zeros((2,), np.float64)
-        with limited_threads(self.threads), self.turns:
+        with limited_threads(self.threads), self.turns.queue, self.turns:
             for layer in layers:
                 outputs = layer.forward(outputs)
             dvalues = loss.gradient(outputs, data.y, data.weights, total)
@@ -565,7 +567,7 @@ class Sequential(Network):
     def _outputs(self, X: Array, loss: Loss | None = None) -> Array:
         """The last layer's output for all rows of a checked X, or what a loss takes for probabilities, as NumPy's."""
         outputs, parts = [], [*self.walk(), *([] if loss is None else [loss])]
-        with limited_threads(self.threads), self.turns:
+        with limited_threads(self.threads), self.turns.queue, self.turns:
             for start in range(0, X.shape[0], PREDICT_ROWS):
                 piece = dense(X[start : start + PREDICT_ROWS])
                 record = partial(record_forward, self, rows=piece.shape[0], features=piece.shape[1], loss=loss)
@@ -575,6 +577,8 @@ class Sequential(Network):
                     tape.memory["X"][...] = self.engine.asarray(piece)
                     tape.run()
                     outputs.append(self.engine.asnumpy(tape.memory["outputs"]).copy())
+        if self._training not in (None, threading.get_ident()):
+            time.sleep(1e-4)  # or prediction after prediction would keep the one who trains waiting
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
     def _like(self, x: Any, result: Array) -> Any:

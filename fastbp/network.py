@@ -218,7 +218,7 @@ class Network:
     @contextlib.contextmanager
     def at_rest(self) -> Iterator[None]:
         """Hold other threads that train this model between two steps, for a ``with`` block."""
-        with self.turns, self._recording:
+        with self.turns.queue, self.turns, self._recording:
             yield
 
     def __copy__(self) -> Self:
@@ -250,7 +250,6 @@ class Network:
 
     def _make_locks(self) -> None:
         self._lock, self._recording = Lock(), Lock()
-        #: Taken by who reads or changes all parameters: for a few steps, or for a prediction.
         self.turns = Turns()
         self._training: int | None = None  # by which thread
 

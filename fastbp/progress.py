@@ -26,7 +26,7 @@ class Progress:
     def __init__(self, total: int, verbose: bool | None, unit: str = "epoch") -> None:
         self._bar: Any = None
         self._shown = 0.0
-        if verbose or (verbose is None and sys.stderr.isatty()):
+        if verbose or (verbose is None and is_terminal(sys.stderr)):
             try:
                 from tqdm.auto import tqdm
             except ImportError:
@@ -54,3 +54,8 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether somebody may look at it; a program without a console has None, or anything with ``write``."""
+    return hasattr(stream, "isatty") and bool(stream.isatty())

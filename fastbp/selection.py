@@ -52,6 +52,11 @@ def _cuda_lacks() -> list[str]:
     return lacking + ([] if cupy.is_available() else ["an NVIDIA GPU with a driver"])
 
 
+def _numba_lacks() -> list[str]:
+    """What the Numba engine lacks where Numba is installed, which takes long to import."""
+    return ["Numba's compiler"] if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0") else []
+
+
 class _Entry(NamedTuple):
     location: str
     needs: tuple[str, ...]
@@ -63,7 +68,9 @@ class _Entry(NamedTuple):
 _KNOWN = {
     "numpy": _Entry(".kernels.numpy_engine:NumpyEngine", ("numpy",), "cpu", ""),
     "numba": _Entry(
-        ".kernels.numba_engine:NumbaEngine", ("numba",), "cpu", "install it with: pip install 'fastbp[numba]'"
+        ".kernels.numba_engine:NumbaEngine", ("numba",), "cpu",
+        "install it with: pip install 'fastbp[numba]', and leave NUMBA_DISABLE_JIT unset",
+        _numba_lacks,
     ),
     "cupy": _Entry(
         ".kernels.cupy_engine:engine_at", ("cupy",), "cuda",

@@ -61,24 +61,26 @@ def record_training(
 
     layers = [recorded(layer, recorder) for layer in model.layers]
     twins = [twin for layer in layers for _, twin in layer.walk()]
+    numbers = list(map(plain_numbers, twins))
     for layer in layers:
         with named(layer, "forward"):
             outputs = recorder.asarray(layer.forward(outputs))
     twin_of_loss = recorded(loss, recorder)
+    numbers_of_loss = plain_numbers(twin_of_loss)
     with named(loss, "gradient"):
         total = recorder.adopt(memory.total)
         dvalues = recorder.asarray(twin_of_loss.gradient(outputs, targets, weights, total))
     for layer in reversed(layers):
         with named(layer, "backward"):
             dvalues = recorder.asarray(layer.backward(dvalues))
-    for layer, twin in zip(model.walk(), twins, strict=True):
-        check_unchanged(layer, twin)
+    for layer, twin, before in zip(model.walk(), twins, numbers, strict=True):
+        check_unchanged(layer, twin, before)
         with named(layer, "backward"):
             for name, where in memory.gradients_of(layer).items():
                 if f"d{name}" not in twin.__dict__:
                     raise RecordingError(f"it must store the gradient of {name} as self.d{name}")
                 recorder.want(getattr(twin, f"d{name}"), where)
-    check_unchanged(loss, twin_of_loss)
+    check_unchanged(loss, twin_of_loss, numbers_of_loss)
     if memory.decayed is not None:
         with named(loss, "penalize"):
             decayed, slopes = map(recorder.adopt, memory.decayed)
@@ -106,16 +108,21 @@ def record_update(model: Network, recorder: Recorder, data: dict[str, Array], *,
         rates = recorder.slot("rates", data["rates"].shape, np.float64)
         recorder.next_rate(rates, recorder.adopt(memory.step), recorder.adopt(optimizer.rate))
     twin = recorded(optimizer, recorder)
+    before = plain_numbers(twin)
     decayed = memory.decayed and (recorder.adopt(memory.decayed[0]), recorder.adopt(memory.decayed[1]))
     with named(optimizer, "update"):
         twin.update(recorder.adopt(memory.trained), recorder.adopt(memory.gradients), decayed)
-    check_unchanged(optimizer, twin)
+    check_unchanged(optimizer, twin, before)
 
 
-def check_unchanged(part: Part, twin: Part) -> None:
-    """See that recording changed no plain number of a part's twin."""
-    for name, value in part.__dict__.items():
-        if type(value) in (*PLAIN, float) and twin.__dict__[name] != value:
+def plain_numbers(twin: Part) -> dict[str, Any]:
+    return {name: value for name, value in twin.__dict__.items() if type(value) in (*PLAIN, float)}
+
+
+def check_unchanged(part: Part, twin: Part, before: dict[str, Any]) -> None:
+    """See that recording changed no plain number of a part's twin; another thread may change the part's own."""
+    for name, value in before.items():
+        if twin.__dict__[name] != value:
             raise RecordingError(
                 f"{part!r}: {name} changed while a step was recorded, which happens once, not once a step; "
                 "what changes from step to step is an array named in `state`, updated by an op"
@@ -176,6 +183,7 @@ class Run:
             with self._model.turns:
                 tape.run(size)
                 self._model.engine.synchronize()
+            self._model.turns.let_others()
             self._seconds_a_step[tape] = (time.perf_counter() - start) / size
             steps -= size
             self._check(size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 
 from .kernels.threads import Lock, blas_libraries, limited
 
@@ -22,25 +21,19 @@ def limited_threads(threads: int | None) -> contextlib.AbstractContextManager[No
 
 
 class Turns(Lock):  # type: ignore[misc]
-    """A lock that a thread which takes it again and again leaves to others in between."""
+    """Whose turn it is to read or change all parameters of a model: for a few steps, or for a prediction.
+
+    Whoever trains takes it again and again, and in between lets those through who hold `queue` to have it next. Both
+    are held by ``with`` alone: its code is C, where Ctrl-C finds a lock either held or free.
+    """
+
+    computes = True
 
     def __init__(self) -> None:
         super().__init__()
-        self._asking: set[object] = set()
+        self.queue = Lock()
 
-    def __enter__(self) -> bool:  # type: ignore[override]
-        asking = object()
-        self._asking.add(asking)
-        try:
-            return self.acquire()
-        finally:
-            self._asking.discard(asking)
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-        if self._asking:
-            time.sleep(1e-4)  # a lock alone goes most often to the thread that has just released it
-
-    def free_after_fork(self) -> None:
-        super().free_after_fork()
-        self._asking.clear()
+    def let_others(self) -> None:
+        """Called between turns by the one who takes them again and again."""
+        with self.queue:
+            pass

@@ -88,7 +88,7 @@ class Engine(OpCaller):
 
     ``engine.dense_forward(x, w, b)`` calls an op on arrays: shapes are checked against the op's row, the floats follow
     the first one's dtype, and outputs are allocated or, with ``out=``, written into arrays of the right shape and
-    dtype, C-contiguous, that overlap no input.
+    dtype, C-contiguous, that overlap nothing else.
     """
 
     name: str
@@ -235,7 +235,9 @@ class Engine(OpCaller):
             if len(outputs) != len(op.outputs):
                 raise TypeError(f"{op.name}: out must hold {len(op.outputs)} arrays, got {len(outputs)}")
             for arg, array in zip(op.outputs, outputs, strict=True):
-                self._check_out(op, arg, array, op.shape(arg, sizes), arg.dtype(floats), inputs)
+                self._check_out(op, arg, array, op.shape(arg, sizes), arg.dtype(floats))
+        if out is not None or any(arg.inplace for arg in op.inputs):
+            self._check_apart(op, inputs, outputs)
         self.execute(op, [*inputs, *outputs])
         return tuple(outputs) if len(outputs) > 1 else outputs[0] if outputs else None
 
@@ -277,15 +279,21 @@ class Engine(OpCaller):
             return
         raise DTypeError(f"{op.name}: {arg.name} must be a writeable C-contiguous {dtype} array, got {got}")
 
-    def _check_out(
-        self, op: Op, arg: Arg, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Sequence[Array]
-    ) -> None:
+    def _check_out(self, op: Op, arg: Arg, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._check_written(op, arg, array, dtype)
         if array.shape != shape:
             raise ValueError(f"{op.name}: out for {arg.name} must have shape {shape}, got {array.shape}")
-        start, stop = self.span(array)
-        if any(first < stop and start < last for first, last in map(self.span, inputs)):
-            raise ValueError(f"{op.name}: out for {arg.name} overlaps an input")
+
+    def _check_apart(self, op: Op, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        """See that nothing which is written lies where another argument does."""
+        names = [*(arg.name for arg in op.inputs), *(f"out for {arg.name}" for arg in op.outputs)]
+        places = [(name, *self.span(array)) for name, array in zip(names, (*inputs, *outputs), strict=True)]
+        written = [i for i in range(len(places)) if i >= len(inputs) or op.inputs[i].inplace]
+        for i in written:
+            name, start, stop = places[i]
+            for other, first, last in places[:i] + places[i + 1 :]:
+                if first < stop and start < last:
+                    raise ValueError(f"{op.name}: {name} overlaps {other}")
 
     def __reduce__(self) -> tuple[type[Engine], tuple[()]]:
         return type(self), ()

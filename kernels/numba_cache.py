@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from numba.core.compiler_lock import global_compiler_lock
 
 __all__ = ["DIGEST", "with_disk_cache"]
 
@@ -38,4 +41,13 @@ def say_uncached(error: str) -> None:
         "fastbp: no folder can keep the compiled kernels (%s); set NUMBA_CACHE_DIR to one that can be written to, or "
         "remove a damaged one",
         error,
+    )
+
+
+# so that no child finds the compiler taken, by a thread that it does not have
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
     )

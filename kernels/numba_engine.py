@@ -24,7 +24,7 @@ from . import numba_activations, numba_fused, numba_layers, numba_losses, numba_
 from .engine import Call, Engine, Program, kernels_of, needs_scratch, scratch_for
 from .numba_cache import with_disk_cache
 from .numba_math import FAST
-from .numba_team import RUN_PARTS, WORD, call, helped, new_team
+from .numba_team import OPEN, RUN_PARTS, WORD, ask_for_help, call, new_team
 from .numba_vectors import VECTOR_BYTES
 from .ops import OPS, Array, Op
 from .threads import allowed_threads, blas_libraries
@@ -131,8 +131,11 @@ class Table:
             return
         for counter, copy in self._counters:
             copy[...] = counter
-        with helped(self._team, len(self._rooms) - 1):
+        try:
+            ask_for_help(self._team, len(self._rooms) - 1)
             replay(self._table, self._starts, steps)
+        finally:
+            self._team[OPEN] = 0
 
     def _allowed_threads(self) -> int:
         return allowed_threads(self._most, counted_libraries()) if self._most > 1 else 1

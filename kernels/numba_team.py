@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import numba
@@ -27,7 +28,7 @@ from .numba_cache import with_disk_cache
 from .numba_vectors import INDEX, INT, TRIPLE
 from .ops import Array
 
-__all__ = ["RUN_PARTS", "WORD", "call", "helped", "new_team"]
+__all__ = ["OPEN", "RUN_PARTS", "WORD", "ask_for_help", "call", "new_team"]
 
 WORD = 8  # bytes
 LINE = 8  # words of a cache line, which goes from core to core as a whole
@@ -160,28 +161,28 @@ class Helper:
     """A thread that takes parts of a team's calls, from when it is asked to until the team is closed."""
 
     def __init__(self) -> None:
-        self._team = new_team()
-        self._asked = threading.Event()
+        self.asked: SimpleQueue[Array] = SimpleQueue()  # no Python code, which Ctrl-C could leave in its middle
         self.thread = threading.Thread(target=self._work, name="fastbp helper", daemon=True)
         self.thread.start()
 
-    def help(self, team: Array) -> None:
-        self._team = team
-        self._asked.set()
-
     def _work(self) -> None:
         while True:
-            self._asked.wait()
-            self._asked.clear()
-            team = self._team  # whose memory stays while this looks at it
+            team = self.asked.get()  # whose memory stays while this looks at it
             help_until_closed(team.ctypes.data)
 
 
 helpers: list[Helper] = []
-teams: dict[int, Array] = {}  # those that are helped now
+latest = [new_team()]  # that was helped
+
+
+def forget_helpers() -> None:
+    """A child process has no other thread."""
+    helpers.clear()
+    latest[:] = [new_team()]
+
+
 if hasattr(os, "register_at_fork"):
-    for parents in (helpers, teams):
-        os.register_at_fork(after_in_child=parents.clear)  # because a child has no other thread
+    os.register_at_fork(after_in_child=forget_helpers)
 
 
 @contextlib.contextmanager
@@ -208,22 +209,15 @@ def let_run_on(threads: Iterable[int | None], cores: set[int]) -> None:
             os.sched_setaffinity(thread, cores)
 
 
-@contextlib.contextmanager
-def helped(team: Array, count: int) -> Iterator[None]:
-    """Let up to `count` threads help a team, for a ``with`` block, unless they help another one."""
-    count = 0 if teams else count
+def ask_for_help(team: Array, count: int) -> None:
+    """Open a team, and let up to `count` threads help it until it is closed, unless they help another one."""
+    if latest[0][OPEN]:
+        return
     with contextlib.suppress(RuntimeError):  # where there can be no more threads, those that are there do
         while len(helpers) < count:
             helpers.append(Helper())
-    try:
-        if count:
-            teams[id(team)] = team
-            team[OPEN] = 1
-        asked = helpers[:count]
-        with kept_off_this_core([helper.thread for helper in asked]):
-            for helper in asked:
-                helper.help(team)
-        yield
-    finally:
-        team[OPEN] = 0
-        teams.pop(id(team), None)
+    latest[0], team[OPEN] = team, 1
+    asked = helpers[:count]
+    with kept_off_this_core([helper.thread for helper in asked]):
+        for helper in asked:
+            helper.asked.put(team)

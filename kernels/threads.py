@@ -8,14 +8,18 @@ import threading
 import weakref
 from _thread import RLock
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 __all__ = ["Lock", "allowed_threads", "blas_libraries", "limited"]
 
 
 class Lock(RLock):  # type: ignore[misc]  # which typeshed calls final, and Python does not
     """A lock that its thread may take again, and that in a forked process no other thread of the parent's holds."""
+
+    #: Whether a fork waits for it: who holds it computes, and the child would find BLAS's own locks taken for ever.
+    computes = False
 
     def __init__(self) -> None:
         _locks.add(self)
@@ -28,10 +32,14 @@ class Lock(RLock):  # type: ignore[misc]  # which typeshed calls final, and Pyth
 
 
 _locks: weakref.WeakSet[Lock] = weakref.WeakSet()
+_forking = Lock()
+_waited_for: list[Lock] = []  # by the thread that forks
+LONGEST_WAIT = 1.0  # seconds, for each lock
 
 
-class Ask(NamedTuple):
-    """Who wants BLAS to have how many threads at most."""
+@dataclass(eq=False)
+class Ask:
+    """Who wants BLAS to have how many threads at most, for as long as this is held."""
 
     by: int
     threads: int
@@ -39,25 +47,27 @@ class Ask(NamedTuple):
 
 # BLAS's setting belongs to the whole process, so those who change it share one book
 _book = Lock()
-_asked: list[Ask] = []
-_before: list[tuple[Any, int]] = []  # each BLAS library, and its threads before anyone asked
+_asked: weakref.WeakSet[Ask] = weakref.WeakSet()
+_before: list[tuple[Any, int]] = []  # each BLAS library, and its threads before anyone asked; empty if nobody does
 
 
 @contextlib.contextmanager
 def limited(threads: int, libraries: list[Any]) -> Iterator[None]:
-    """Hold BLAS to some threads for a ``with`` block; where several ask, to the least."""
+    """Hold BLAS to some threads for a ``with`` block; where several ask, to the least.
+
+    Should Ctrl-C come in the midst of its end, the next block's end makes up for it.
+    """
     ask = Ask(threading.get_ident(), threads)
     try:
         with _book:
-            if not _asked:
+            if not _before:
                 _before[:] = [(library, library.get_num_threads()) for library in libraries]
-            _asked.append(ask)
+            _asked.add(ask)
             _apply()
         yield
     finally:
-        with contextlib.suppress(ValueError):  # Ctrl-C may have come before it was there
-            _asked.remove(ask)
         with _book:
+            _asked.discard(ask)
             _apply()
 
 
@@ -69,7 +79,17 @@ def allowed_threads(most: int, libraries: list[Any]) -> int:
 
 def _apply() -> None:
     for library, before in _before:
-        library.set_num_threads(min([before, *(ask.threads for ask in _asked)]))
+        _set_threads(library, min([before, *(ask.threads for ask in _asked)]))
+    if not _asked:
+        _before.clear()
+
+
+def _set_threads(library: Any, threads: int) -> None:
+    """Set them from any thread: threadpoolctl, from 3.7 on, hears only that which was the first to set them."""
+    forget_who_was_first = getattr(library, "clear_controlling_thread", lambda force: None)
+    forget_who_was_first(force=True)
+    library.set_num_threads(threads)
+    forget_who_was_first(force=True)
 
 
 @cache
@@ -88,14 +108,27 @@ def blas_libraries() -> list[Any]:
     return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
 
 
+def _before_fork() -> None:
+    _forking.acquire()
+    _waited_for[:] = [lock for lock in list(_locks) if lock.computes and lock.acquire(timeout=LONGEST_WAIT)]
+
+
 def _after_fork() -> None:
+    while _waited_for:
+        _waited_for.pop().release()
+    _forking.release()
+
+
+def _after_fork_in_child() -> None:
     """In a child process there is only the thread that forked."""
+    _after_fork()
     for lock in _locks:
         lock.free_after_fork()
     if _asked:
-        _asked[:] = [ask for ask in _asked if ask.by == threading.get_ident()]
+        for ask in [ask for ask in _asked if ask.by != threading.get_ident()]:
+            _asked.discard(ask)
         _apply()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

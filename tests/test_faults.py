@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,71 @@ def test_ctrl_c_at_any_moment_leaves_a_model_that_goes_on(installed_engine):
     pytest.importorskip("tqdm")
     pytest.importorskip("threadpoolctl")
     assert int(run(INTERRUPTED, installed_engine.name, 60).stdout) == 60
+
+
+INTERRUPTED_EVERYWHERE = """
+import faulthandler, sys, threading
+import numpy as np
+import fastbp
+from fastbp.kernels.threads import blas_libraries
+
+engine, width, what, stride = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+faulthandler.dump_traceback_later(300, exit=True)  # where it hangs
+rng = np.random.default_rng(0)
+X, y = rng.standard_normal((300, 20)).astype(np.float32), rng.integers(0, 10, 300)
+model = fastbp.Sequential(
+    [fastbp.Dense(20, width), fastbp.ReLU(), fastbp.Dense(width, 10)], loss=fastbp.SoftmaxCrossEntropy(),
+    optimizer=fastbp.Adam(1e-5), engine=engine, seed=0, threads=1 if width < 100 else None,
+)
+do = {"predict": lambda: model.predict(X), "fit": lambda: model.fit(X, y, batch_size=150, verbose=False)}
+for each in do.values():
+    each()
+before = [library.get_num_threads() for library in blas_libraries()]
+sys.unraisablehook = lambda unraisable: None  # an interrupt that meets a finalizer is printed and lost
+for at in range(1, 10**9, stride):
+    calls = []
+
+    def interrupt(frame, event, _):
+        # as Ctrl-C, which comes when a Python function begins, or a C function has ended
+        if event in ("call", "c_return"):
+            calls.append(event)
+            if len(calls) == at:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    try:
+        sys.setprofile(interrupt)
+        do[what]()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+    others = [threading.Thread(target=model.predict, args=(X,), daemon=True) for _ in range(2)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join(60)
+        assert not other.is_alive(), f"another thread waits for ever after call {at}"
+    if at % 50 == 1:
+        do["fit"]()
+    do["predict"]()
+    now = [library.get_num_threads() for library in blas_libraries()]
+    assert now == before, f"BLAS has {now} threads, not {before}, after call {at}"
+    if engine == "numba":
+        from fastbp.kernels import numba_team
+        assert not numba_team.latest[0][numba_team.OPEN], f"a team is open after call {at}"
+    if len(calls) < at:
+        break
+print(at)
+"""
+
+
+@pytest.mark.parametrize(("what", "stride"), [("predict", 1), ("fit", 3)])
+@pytest.mark.parametrize("width", [16, 700])
+def test_ctrl_c_in_any_call_leaves_nothing_taken(cpu_engine, width, what, stride):
+    """Also where other threads go on, and where it meets what begins and ends the work of several cores."""
+    pytest.importorskip("threadpoolctl")
+    assert int(run(INTERRUPTED_EVERYWHERE, cpu_engine.name, width, what, stride).stdout) > 50
 
 
 FULL = """
@@ -260,3 +326,10 @@ def test_a_change_for_which_memory_is_wanting_is_none(change):
         else:
             break
     assert 0 < left < 99
+
+
+def test_training_needs_no_stderr(engine, monkeypatch):
+    """As in a program without a console."""
+    for stream in (None, types.SimpleNamespace(write=print)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert small_model(engine).fit(X, Y, epochs=1).history

@@ -219,6 +219,41 @@ def test_a_child_has_blas_and_locks_for_itself(cpu_engine):
     assert done.returncode == 0 and done.stdout == "each went its way\n", done.stderr
 
 
+FORKED_WHILE_NUMBA_COMPILES = """
+import os, signal, threading, time
+import fastbp
+from numba.core.compiler_lock import global_compiler_lock
+
+fastbp.engine("numba")
+compiles = threading.Event()
+
+
+def compile_for_a_while():
+    with global_compiler_lock:
+        compiles.set()
+        time.sleep(0.3)
+
+
+threading.Thread(target=compile_for_a_while).start()
+compiles.wait()
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    with global_compiler_lock:
+        os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_child_compiles_for_itself():
+    pytest.importorskip("numba")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED_WHILE_NUMBA_COMPILES], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout == "0\n", done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.parametrize("when", ["imported", "used"])
 def test_fork(cpu_engine, when):

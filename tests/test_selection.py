@@ -139,6 +139,15 @@ def test_an_engine_that_is_not_installed(hide, monkeypatch):
         fastbp.Dense(1, 1)
 
 
+def test_numba_without_its_compiler_is_not_available(monkeypatch):
+    pytest.importorskip("numba")
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    info = next(info for info in fastbp.engines() if info.name == "numba")
+    assert not info.available and "NUMBA_DISABLE_JIT" in info.why_not
+    with pytest.raises(fastbp.EngineNotAvailable, match=r"Numba's compiler missing; .* leave NUMBA_DISABLE_JIT unset"):
+        fastbp.Dense(1, 1, engine="numba")
+
+
 @pytest.mark.skipif(CUDA_ON_HOST, reason="nothing is lacking where something stands in for it")
 @pytest.mark.parametrize(
     ("lacking", "text"),

@@ -135,6 +135,34 @@ def test_what_is_no_op_in_an_optimizer_is_refused(engine):
         small_model(engine, optimizer=Descent(0.1)).fit(*small_data())
 
 
+def test_what_another_thread_changes_while_a_step_is_recorded_is_none_of_the_recordings(engine):
+    class Recorded(fastbp.SGD):
+        def advance(self, parameters, gradients):
+            model.optimizer.lr, model.layers[0].rate = 0.3, 0.4  # as another thread would
+            super().advance(parameters, gradients)
+
+    layers = [fastbp.Dropout(0.2), fastbp.Dense(4, 3)]
+    model = fastbp.Sequential(layers, loss=fastbp.SoftmaxCrossEntropy(), optimizer=Recorded(0.1), engine=engine)
+    assert model.fit(*small_data()).optimizer.lr == 0.3
+
+
+def test_a_layer_that_counts_its_steps_in_python_is_refused(engine):
+    class Counts(fastbp.Dense):
+        steps = 0
+
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+            self.steps = 0
+
+        def forward(self, inputs):
+            self.steps += 1
+            return super().forward(inputs)
+
+    model = fastbp.Sequential([Counts(4, 3)], loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.SGD(0.1))
+    with pytest.raises(fastbp.RecordingError, match="steps changed while a step was recorded"):
+        model.fit(*small_data())
+
+
 def test_a_layer_that_forgets_a_gradient_is_refused(engine):
     class Forgetful(fastbp.Dense):
         def backward(self, dvalues):

@@ -53,8 +53,8 @@ def numba_in_parts(request, monkeypatch):
     monkeypatch.setattr(module, "PART", 1e-9)
     monkeypatch.setattr(module, "UNIT", 16)
     monkeypatch.setattr(module, "allowed_threads", lambda *_: 4)
-    helped = module.helped
-    monkeypatch.setattr(module, "helped", lambda team, _: helped(team, request.param))
+    ask_for_help = module.ask_for_help
+    monkeypatch.setattr(module, "ask_for_help", lambda team, _: ask_for_help(team, request.param))
     return engine
 
 
@@ -87,8 +87,8 @@ def test_training_in_parts_gives_what_numpy_gives(numba_in_parts, rng, optimizer
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_neither_threads_nor_helpers_change_a_bit(dtype, helpers, monkeypatch, rng):
     module = pytest.importorskip("fastbp.kernels.numba_engine")
-    engine, helped = fastbp.engine("numba"), module.helped
-    monkeypatch.setattr(module, "helped", lambda team, _: helped(team, helpers))
+    engine, ask_for_help = fastbp.engine("numba"), module.ask_for_help
+    monkeypatch.setattr(module, "ask_for_help", lambda team, _: ask_for_help(team, helpers))
     x, w, dz = (rng.standard_normal(shape).astype(dtype) for shape in [(350, 700), (700, 420), (350, 420)])
     X, y = rng.standard_normal((1100, 300)), rng.integers(0, 70, 1100)
     results = []
@@ -161,6 +161,23 @@ def test_where_several_ask_for_threads_the_least_counts():
                 1 / 0  # noqa: B018
             assert blas.threads == 4
     assert blas.threads == 8
+
+
+def test_any_thread_may_ask():
+    pytest.importorskip("threadpoolctl")
+    libraries = blas_libraries()
+    before, seen = [library.get_num_threads() for library in libraries], []
+
+    def ask():
+        with limited(1, libraries):
+            seen.append([library.get_num_threads() for library in libraries])
+
+    ask()
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert seen == [[1] * len(libraries)] * 2
+    assert [library.get_num_threads() for library in libraries] == before
 
 
 def test_threads_are_as_many_as_an_engine_has_and_blas_and_those_who_ask_allow():
