@@ -156,17 +156,37 @@ def build(
     seed : int
         Of dropout.
     """
+    dense = [Dense(*weights.shape, engine=engine) for weights in coefs]
+    for layer, weights, biases in zip(dense, coefs, intercepts, strict=True):
+        layer.weights, layer.biases = weights, biases[np.newaxis]
+    layers, loss = layers_of(settings, dense), loss_of(settings, out, len(intercepts[-1]), engine)
+    return Sequential(layers, loss=loss, engine=engine, dtype=dtype, seed=seed, threads=settings.threads)
+
+
+def adapt(model: Sequential, settings: Any, out: str, engine: str | Engine) -> None:
+    """Let other settings stand around the weights that a model has, whose optimizer goes on."""
+    model.move_to(engine)
+    dense = dense_of(model)
+    model.layers = layers_of(settings, dense)
+    model.loss = loss_of(settings, out, dense[-1].biases.size, model.engine)
+    model.threads = settings.threads
+
+
+def layers_of(settings: Any, dense: Sequence[Dense]) -> list[Layer]:
+    """Dense layers with what an estimator's parameters want between them."""
     layers: list[Layer] = []
     activation = ACTIVATIONS[settings.activation]
-    for weights, biases in zip(coefs, intercepts, strict=True):
+    for layer in dense:
         if layers and activation is not None:
             layers.append(activation())
         if layers and settings.dropout:
             layers.append(Dropout(settings.dropout))
-        dense = Dense(*weights.shape, engine=engine)
-        dense.weights, dense.biases = weights, biases[np.newaxis]
-        layers.append(dense)
-    n = len(intercepts[-1])  # outputs
+        layers.append(layer)
+    return layers
+
+
+def loss_of(settings: Any, out: str, n: int, engine: str | Engine) -> PenalizedLoss:
+    """The loss of so many outputs, without a penalty yet."""
     # scikit-learn adds up the outputs of a row, but in the loss (not its gradient) of squared errors
     kind, share, slope, width = {
         "softmax": (SoftmaxCrossEntropy, 1, 1, 1),
@@ -175,8 +195,7 @@ def build(
         "exp": (Poisson, n, n, n),
     }[out]
     smoothing = {"label_smoothing": settings.label_smoothing} if out == "softmax" else {}
-    loss = PenalizedLoss(kind(engine=engine, **smoothing), 0.0, share, slope, width)
-    return Sequential(layers, loss=loss, engine=engine, dtype=dtype, seed=seed, threads=settings.threads)
+    return PenalizedLoss(kind(engine=engine, **smoothing), 0.0, share, slope, width)
 
 
 def dense_of(model: Sequential) -> list[Dense]:

@@ -21,7 +21,7 @@ from .checkpoints import Checkpoints
 from .files import save
 from .interop import dense, in_bounds, is_sparse, like
 from .kernels.ops import Array
-from .layers import Layer
+from .layers import Dense, Layer
 from .losses import Loss
 from .network import Network, needed
 from .progress import Progress
@@ -33,7 +33,9 @@ from .training import Trainer
 
 __all__ = ["Gradients", "Sequential"]
 
-PREDICT_ROWS = 1024  # how many rows `predict` computes at a time
+# how many rows `predict` computes at a time, and how many numbers of them, of which it keeps a copy
+PREDICT_ROWS, PREDICT_NUMBERS = 1024, 1 << 22
+WIDE = 1024  # features from which SciPy multiplies sparse rows, because made dense they would take far longer
 
 P = TypeVar("P")
 #: Functions of targets and predictions, by name or with names of their own.
@@ -567,11 +569,17 @@ class Sequential(Network):
     def _outputs(self, X: Array, loss: Loss | None = None) -> Array:
         """The last layer's output for all rows of a checked X, or what a loss takes for probabilities, as NumPy's."""
         outputs, parts = [], [*self.walk(), *([] if loss is None else [loss])]
+        wide = is_sparse(X) and X.shape[1] >= WIDE
+        done = int(wide and type(self.layers[0]) is Dense and self.engine.device == "cpu")
+        rows = max(1, min(PREDICT_ROWS, PREDICT_NUMBERS // (1 if done else X.shape[1])))
         with limited_threads(self.threads), self.turns.queue, self.turns:
-            for start in range(0, X.shape[0], PREDICT_ROWS):
-                piece = dense(X[start : start + PREDICT_ROWS])
-                record = partial(record_forward, self, rows=piece.shape[0], features=piece.shape[1], loss=loss)
-                tape = self.tape("forward", *piece.shape, record=record, parts=parts)
+            for start in range(0, X.shape[0], rows):
+                piece = X[start : start + rows]
+                piece = self._of_sparse(piece) if done else dense(piece)
+                record = partial(
+                    record_forward, self, rows=piece.shape[0], features=piece.shape[1], loss=loss, done=done
+                )
+                tape = self.tape("forward", done, *piece.shape, record=record, parts=parts)
                 with tape.lock:
                     tape.bind()
                     tape.memory["X"][...] = self.engine.asarray(piece)
@@ -580,6 +588,13 @@ class Sequential(Network):
         if self._training not in (None, threading.get_ident()):
             time.sleep(1e-4)  # or prediction after prediction would keep the one who trains waiting
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+
+    def _of_sparse(self, X: Any) -> Array:
+        """What the first layer, a `Dense`, makes of some sparse rows."""
+        first = self.layers[0]
+        assert isinstance(first, Dense)
+        product: Array = X.astype(self.dtype, copy=False) @ first.weights
+        return product + first.biases
 
     def _like(self, x: Any, result: Array) -> Any:
         """The engine's `result` in the kind that a user's `x` is of."""

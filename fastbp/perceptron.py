@@ -27,6 +27,7 @@ from .fitting import (
     STOCHASTIC,
     PenalizedLoss,
     Rate,
+    adapt,
     build,
     dense_of,
     fit_lbfgs,
@@ -308,13 +309,9 @@ class Perceptron(BaseEstimator):
         arrays = [*self.coefs_, *self.intercepts_]
         views, model = self.__dict__.get("_views", ()), self.__dict__.get("_model")
         made_for = self.engine, self.activation, self.dropout, getattr(self, "label_smoothing", 0.0), self.threads
-        if (
-            model is None
-            or made_for != self.__dict__.get("_made_for")
-            or [np.shape(x) for x in arrays] != [x.shape for x in views]
-        ):
+        if model is None or [np.shape(x) for x in arrays] != [x.shape for x in views]:
             engine, rng = choice(self.engine, otherwise=usual_engine()), self.__dict__.get("_random_state")
-            seed = rng.randint(2**31 - 1) if self.dropout and rng is not None else 0
+            seed = 0 if rng is None else copy.deepcopy(rng).randint(2**31 - 1)  # what shuffles stays in step
             coefs, intercepts = ([np.asarray(x) for x in these] for these in (self.coefs_, self.intercepts_))
             model = build(self, coefs, intercepts, self.out_activation_, np.result_type(*coefs), engine, seed)
             self._model, self._made_for = model, made_for
@@ -322,6 +319,10 @@ class Perceptron(BaseEstimator):
         elif any(x is not view for x, view in zip(arrays, views, strict=True)):
             for layer, weights, biases in zip(dense_of(model), self.coefs_, self.intercepts_, strict=True):
                 layer.weights, layer.biases = weights, np.reshape(biases, (1, -1))
+            self._expose(model)
+        if made_for != self.__dict__.get("_made_for"):
+            adapt(model, self, self.out_activation_, choice(self.engine, otherwise=usual_engine()))
+            self._made_for = made_for
             self._expose(model)
         return model
 

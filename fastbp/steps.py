@@ -129,14 +129,16 @@ def check_unchanged(part: Part, twin: Part, before: dict[str, Any]) -> None:
             )
 
 
-def record_forward(model: Network, recorder: Recorder, rows: int, features: int, loss: Loss | None = None) -> None:
+def record_forward(
+    model: Network, recorder: Recorder, rows: int, features: int, loss: Loss | None = None, done: int = 0
+) -> None:
     """Write down a forward pass for prediction, from the tape's memory "X" to its memory "outputs".
 
-    With a loss, to what that takes for probabilities.
+    With a loss, to what that takes for probabilities. The first layers may be `done` already: "X" is their output.
     """
     recorder.memory["X"] = model.engine.zeros((rows, features), model.dtype)
     outputs = inputs = recorder.adopt(recorder.memory["X"])
-    for layer in model.layers:
+    for layer in model.layers[done:]:
         with named(layer, "forward"):
             outputs = recorder.asarray(recorded(layer, recorder, training=False).forward(outputs))
     if loss is not None:

@@ -96,7 +96,8 @@ class Table:
         self._starts = self._starts[:0]  # what is half written, should this be interrupted, is not run
         self._threads, self._counters = self._allowed_threads(), []
         rows = self._rows_in_parts() if self._threads > 1 else [self._row(call) for call in self._calls]
-        self._table, self._starts = np.concatenate(rows), np.cumsum([0, *map(len, rows[:-1])])
+        starts = np.cumsum([0, *map(len, rows)], dtype=np.int64)[:-1]  # none, where there are no calls
+        self._table, self._starts = np.concatenate([np.empty(0, np.int64), *rows]), starts
 
     def _rows_in_parts(self) -> list[list[int]]:
         self._team = new_team()

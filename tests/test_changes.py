@@ -405,3 +405,45 @@ def test_a_pickle_holds_one_step_while_another_thread_trains(cpu_engine):
     finally:
         done.set()
         thread.join()
+
+
+@pytest.mark.parametrize("change", ["freeze", "insert", "remove", "unfreeze"])
+def test_moments_stay_with_the_parameters_that_stay(engine, change):
+    """As in torch, where an optimizer knows each parameter's; where more is trained than before, all begin anew."""
+    torch = pytest.importorskip("torch")
+    X, y = np.random.default_rng(0).standard_normal((12, 4)), np.arange(12) % 3
+    layers = [fastbp.Dense(4, 6), fastbp.Tanh(), fastbp.Dense(6, 6), fastbp.Tanh(), fastbp.Dense(6, 3)]
+    model = fastbp.Sequential(
+        layers, loss=fastbp.SoftmaxCrossEntropy(), optimizer=fastbp.Adam(0.01), engine=engine, seed=0, dtype=np.float64
+    )
+    if change == "unfreeze":
+        layers[0].trainable = False
+    twin = fastbp.to_torch(model)
+    optimizer = torch.optim.Adam([p for p in twin.parameters() if p.requires_grad], 0.01)
+
+    def train(steps):
+        for _ in range(steps):
+            model.train_on_batch(X, y)
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(twin(torch.tensor(X)), torch.tensor(y)).backward()
+            optimizer.step()
+
+    train(3)
+    if change == "freeze":
+        layers[0].trainable = False
+        twin[0].requires_grad_(False)
+    elif change == "insert":
+        model.layers = [fastbp.Identity(), *layers]
+    elif change == "remove":
+        model.layers = [*layers[:2], layers[4]]
+        twin = torch.nn.Sequential(*twin[:2], twin[4])
+    else:
+        layers[0].trainable = True
+        twin.requires_grad_(True)
+        optimizer = torch.optim.Adam(twin.parameters(), 0.01)
+    train(3)
+    assert float(model.optimizer.steps[0]) == (3 if change == "unfreeze" else 6)
+    for dense, linear in zip([x for x in model.layers if isinstance(x, fastbp.Dense)], twin[::2], strict=True):
+        np.testing.assert_allclose(
+            model.engine.asnumpy(dense.weights), linear.weight.detach().numpy().T, rtol=1e-9, atol=1e-12
+        )

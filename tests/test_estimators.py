@@ -268,6 +268,24 @@ def test_a_progress_bar(capsys):
     assert "3/3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"threads": 1}, {"engine": "numpy"}, {"activation": "tanh"}, {"dropout": 0.1}, {"label_smoothing": 0.1}],
+    ids=str,
+)
+def test_the_optimizer_goes_on_where_a_parameter_is_another_one(change):
+    first, second = np.arange(0, 100), np.arange(50, 150)
+    model = MLPClassifier((7,), random_state=0)
+    model.partial_fit(X[first], Y[first], classes=[0, 1, 2]).set_params(**change).partial_fit(X[second], Y[second])
+    assert model._model.optimizer.steps == 2
+    if change.keys() & {"dropout", "label_smoothing"}:
+        return
+    known = {name: value for name, value in change.items() if name == "activation"}
+    reference = theirs.MLPClassifier((7,), random_state=0).partial_fit(X[first], Y[first], classes=[0, 1, 2])
+    reference.set_params(**known).partial_fit(X[second], Y[second])
+    np.testing.assert_allclose(model.predict_proba(X), reference.predict_proba(X), rtol=1e-9)
+
+
 def test_a_warm_start_may_carry_the_optimizer():
     options = {"random_state": np.random.RandomState(0), "shuffle": False}
     whole = MLPClassifier(max_iter=6, **options).fit(X, Y)

@@ -156,6 +156,36 @@ def test_sparse_rows_train_to_the_bits_of_dense_ones(engine, dtype, sparse, form
     assert (table != getattr(sparse, form)(rows)).nnz == 0
 
 
+@pytest.mark.parametrize("first", ["dense", "alone", "other", "own"])
+def test_sparse_rows_are_predicted_as_dense_ones(engine, dtype, sparse, first, rng, monkeypatch):
+    """Where SciPy multiplies, and where they are made dense, in pieces."""
+
+    class Own(fastbp.Dense):
+        def forward(self, inputs):
+            return super().forward(self.engine.scale(inputs, self.engine.scalar(2.0)))
+
+    monkeypatch.setattr("fastbp.model.PREDICT_NUMBERS", 500)
+    monkeypatch.setattr("fastbp.model.WIDE", 40)
+    table = sparse.random(83, 40, 0.2, format="csr", random_state=0)
+    layers = {
+        "dense": [fastbp.Dense(40, 7), fastbp.ReLU(), fastbp.Dense(7, 3)],
+        "alone": [fastbp.Dense(40, 3)],
+        "other": [fastbp.LayerNorm(40), fastbp.Dense(40, 3)],
+        "own": [Own(40, 3)],
+    }[first]
+    model = fastbp.Sequential(layers, loss=fastbp.SoftmaxCrossEntropy(), engine=engine, seed=0, dtype=dtype)
+    model.layers[-1].biases = rng.standard_normal((1, 3))
+    expected = model.predict_proba(table.toarray())
+    for form in (table, table.tocsc(), sparse.csr_array(table).astype(np.float32)):
+        result = model.predict_proba(form)
+        assert isinstance(result, np.ndarray) and result.dtype == dtype
+        exact = dtype == form.dtype == np.float64
+        np.testing.assert_allclose(result, expected, rtol=1e-12 if exact else 1e-5)
+    assert model.evaluate(table, np.arange(83) % 3)["loss"] == pytest.approx(
+        model.evaluate(table.toarray(), np.arange(83) % 3)["loss"], rel=1e-5
+    )
+
+
 def test_batches_may_be_sparse(engine, sparse):
     batches = [(X[:9], Y[:9]), (X[9:], Y[9:])]
     ours = small_model(engine).fit(batches, epochs=2)

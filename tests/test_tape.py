@@ -146,6 +146,11 @@ def test_what_another_thread_changes_while_a_step_is_recorded_is_none_of_the_rec
     assert model.fit(*small_data()).optimizer.lr == 0.3
 
 
+def test_a_network_that_computes_nothing_gives_its_inputs(engine):
+    X, _ = small_data()
+    np.testing.assert_array_equal(fastbp.Sequential([fastbp.Identity()], engine=engine, dtype=np.float64).predict(X), X)
+
+
 def test_a_layer_that_counts_its_steps_in_python_is_refused(engine):
     class Counts(fastbp.Dense):
         steps = 0
