@@ -287,9 +287,11 @@ def sizes(text: str) -> list[int]:
 
 
 def count(text: str, least: int = 1) -> int:
-    """Read a whole number of at least `least`."""
-    if not text.strip().isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+    """Read a whole number of at least `least`, and of no more than ten digits."""
+    if not text.strip().isdecimal() or len(text) > 10 or int(text) < least:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number of at least {least} and at most ten digits, got {text!r}"
+        )
     return int(text)
 
 

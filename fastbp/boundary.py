@@ -79,7 +79,8 @@ def as_values(y: Any, rows: int, width: int, name: str = "y", dtype: Any = np.fl
     """Check the targets of a regression, shape (rows, width)."""
     array = real_array(y, name)
     if array.shape != (rows, width):
-        hint = f"; use {name}.reshape(-1, 1)" if array.shape == (rows,) and width == 1 else ""
+        column = f"{name}.reshape(-1, 1)" if hasattr(y, "reshape") else f"numpy.reshape({name}, (-1, 1))"
+        hint = f"; use {column}" if array.shape == (rows,) and width == 1 else ""
         raise ValueError(f"{name} must have the shape of the outputs, {(rows, width)}, got {array.shape}{hint}")
     return as_features(array, width, name, dtype)
 

@@ -182,6 +182,8 @@ def from_torch(module: Any, **options: Any) -> Sequential:
         for mine, theirs in ARRAYS.items():
             tensor = getattr(part, theirs, None)
             if tensor is not None:
+                if not tensor.is_floating_point() or tensor.itemsize < 4:  # NumPy has no bfloat16
+                    raise ValueError(f"{part!r} must hold float32 or float64, got {tensor.dtype}; see module.float()")
                 array = tensor.detach().cpu().numpy()
                 dtypes.add(array.dtype)
                 shape = layer.shapes().get(mine, array.shape)

@@ -136,7 +136,7 @@ class Engine(OpCaller):
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Uninitialised memory that starts on a 256-byte boundary, as vector loads and caches like it."""
         dtype = np.dtype(dtype)
-        size = int(np.prod(shape)) * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
         block = np.empty(size + 256, np.uint8)
         start = -block.ctypes.data % 256
         return block[start : start + size].view(dtype).reshape(shape)
@@ -317,7 +317,7 @@ class CallByCall:
     def __init__(self, engine: Engine, calls: Sequence[Call]) -> None:
         self._engine = engine
         self._calls = calls
-        self._scratch = engine.empty(*scratch_for(calls))
+        self._scratch: Array | None = None
         self._bound: list[tuple[Callable[..., None], Sequence[Any]]] = []
         self._has_slots = False
 
@@ -328,7 +328,11 @@ class CallByCall:
         for op, arguments in self._calls:
             arrays = [slots[a] if isinstance(a, str) else a for a in arguments]
             kernel = self._engine.kernel(op, arrays)
-            self._bound.append((kernel, [*arrays, self._scratch] if needs_scratch(kernel, op) else arrays))
+            if needs_scratch(kernel, op):
+                if self._scratch is None:
+                    self._scratch = self._engine.empty(*scratch_for(self._calls))
+                arrays.append(self._scratch)
+            self._bound.append((kernel, arrays))
         self._has_slots = bool(slots)
 
     def run(self, steps: int) -> None:
@@ -391,7 +395,9 @@ def real_array(x: Any, name: str = "x") -> Array:
     """
     if isinstance(x, np.ma.MaskedArray):
         raise DTypeError(f"{name} is a masked array; fill or drop what is masked first")
+    where = ""
     if not isinstance(x, np.ndarray):
+        where = column_of_other_kind(x)
         try:
             x = resolved(x)
             if hasattr(x, "__cuda_array_interface__") and hasattr(x, "get"):
@@ -403,5 +409,14 @@ def real_array(x: Any, name: str = "x") -> Array:
         except (ValueError, TypeError, RuntimeError, BufferError) as error:
             raise DTypeError(f"{name} must be an array of numbers, got {type(x).__name__}: {error}") from error
     if x.dtype.kind not in "fiub":
-        raise DTypeError(f"{name} must hold real numbers, got dtype {x.dtype}")
+        raise DTypeError(f"{name} must hold real numbers, got dtype {x.dtype}{where}")
     return np.asarray(x)
+
+
+def column_of_other_kind(x: Any) -> str:
+    """Which column of a frame of pandas holds no numbers, if one does."""
+    if hasattr(x, "columns") and hasattr(x, "dtypes"):
+        for column, dtype in zip(x.columns, x.dtypes, strict=True):
+            if getattr(dtype, "kind", "f") not in "fiub":
+                return f", because column {column!r} holds {dtype}"
+    return ""

@@ -36,6 +36,8 @@ UNIT = 64  # what a part begins at a multiple of, so that it does not share cach
 KERNELS = kernels_of(
     numba_layers, numba_activations, numba_norms, numba_softmax, numba_losses, numba_optim, numba_fused
 )
+WITH_ROOM = {name for name, kernel in KERNELS.items() if needs_scratch(kernel, OPS[name])}  # to work in
+NO_ROOM, FIRST_ROW = np.empty(0), np.zeros(1, np.int64)
 
 log = logging.getLogger("fastbp")
 
@@ -62,6 +64,14 @@ class NumbaEngine(Engine):
 
     def program(self, calls: Sequence[Call]) -> Program:
         return Table(self, calls)
+
+    def execute(self, op: Op, arguments: Sequence[Array]) -> None:
+        call = Call(op, tuple(arguments))
+        if is_large(call):
+            super().execute(op, arguments)
+        else:  # without a table, which takes longer to make than such a call
+            room = room_for(self, [call])
+            replay(np.array(described(op, arguments, room), np.int64), FIRST_ROW, 1)
 
 
 class Table:
@@ -111,7 +121,7 @@ class Table:
 
     def _row(self, call: Call) -> list[int]:
         arrays = [self._slots[a] if isinstance(a, str) else a for a in call.arguments]
-        return described(call.op, [*arrays, self._rooms[0]])
+        return described(call.op, arrays, self._rooms[0])
 
     def _row_of_parts(self, call: Call, parts: Sequence[list[Array]]) -> list[int]:
         for i, arg in enumerate(call.op.inputs):
@@ -119,7 +129,7 @@ class Table:
                 for part in parts[1:]:
                     part[i] = part[i].copy()
                     self._counters.append((call.arguments[i], part[i]))
-        rows = [described(call.op, [*part, room]) for part, room in zip(parts, self._rooms, strict=False)]
+        rows = [described(call.op, part, room) for part, room in zip(parts, self._rooms, strict=False)]
         return sum(rows, [RUN_PARTS.address, self._team.ctypes.data, len(rows), WORD * len(rows[0])])
 
     def run(self, steps: int) -> None:
@@ -149,7 +159,8 @@ class Table:
 
 def room_for(engine: Engine, calls: Sequence[Call]) -> Array:
     """Room for those of some calls whose kernels work in it, one after the other."""
-    return engine.empty(*scratch_for([call for call in calls if needs_scratch(KERNELS[call.op.name], call.op)]))
+    in_room = [call for call in calls if call.op.name in WITH_ROOM]
+    return engine.empty(*scratch_for(in_room)) if in_room else NO_ROOM
 
 
 @functools.cache
@@ -192,13 +203,15 @@ def parts_of(call: Call, most: int) -> list[list[Array]]:
     return parts if count > 1 else []
 
 
-def described(op: Op, arrays: Sequence[Array]) -> list[int]:
+def described(op: Op, arrays: Sequence[Array], room: Array) -> list[int]:
     """The row of a call, behind the address of its function."""
+    if op.name in WITH_ROOM:
+        arrays = [*arrays, room]
     return [address_of(op, arrays), *(word for a in arrays for word in (a.ctypes.data, *a.shape, *a.strides))]
 
 
 def address_of(op: Op, arguments: Sequence[Array]) -> int:
-    """The address of the C function for `op` on arrays of these types, scratch last; compiled, or from the cache."""
+    """The address of the C function for `op` on arrays of these types; compiled, or from the cache."""
     return compiled(op.name, tuple((a.dtype.str[1:], a.ndim, layout(a)) for a in arguments))
 
 
@@ -210,8 +223,6 @@ def layout(a: Array) -> str:
 @functools.cache
 def compiled(name: str, kinds: tuple[tuple[str, int, str], ...]) -> int:
     kernel = KERNELS[name]
-    if not needs_scratch(kernel, OPS[name]):
-        kinds = kinds[:-1]  # the row ends with it all the same
     # The kernel becomes part of the function before anything is optimised, so that it profits from what `reader` knows
     # of the arrays.
     unique = "_".join([name, *(f"{d}{ndim}{layout}" for d, ndim, layout in kinds)])

@@ -194,6 +194,15 @@ def test_from_torch_refuses_what_it_would_get_wrong():
         fastbp.from_torch(3)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_from_torch_says_what_it_holds(dtype):
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3, dtype=getattr(torch, dtype)))
+    with pytest.raises(ValueError, match=rf"Linear\(.*\) must hold float32 or float64, got torch.{dtype}"):
+        fastbp.from_torch(module)
+    assert fastbp.from_torch(module.float()).dtype == np.float32
+
+
 def test_from_torch_without_biases_and_what_it_does_not_know():
     nn = pytest.importorskip("torch").nn
     model = fastbp.from_torch(nn.Sequential(nn.Linear(4, 3, bias=False)), loss=fastbp.SoftmaxCrossEntropy())

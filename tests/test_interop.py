@@ -156,6 +156,15 @@ def test_sparse_rows_train_to_the_bits_of_dense_ones(engine, dtype, sparse, form
     assert (table != getattr(sparse, form)(rows)).nnz == 0
 
 
+def test_a_column_of_no_numbers_is_named():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"age": [1.0, 2.0], "city": pandas.Categorical(["Oslo", "Rome"])})
+    with pytest.raises(TypeError, match="X must hold real numbers, got dtype object, because column 'city' holds cat"):
+        small_model().fit(frame, [0, 1])
+    with pytest.raises(ValueError, match=r"outputs, \(2, 1\), got \(2,\); use numpy.reshape\(y, \(-1, 1\)\)$"):
+        fastbp.Sequential([fastbp.Dense(2, 1)], loss=fastbp.MeanSquaredError()).evaluate(np.eye(2), frame["age"])
+
+
 @pytest.mark.parametrize("first", ["dense", "alone", "other", "own"])
 def test_sparse_rows_are_predicted_as_dense_ones(engine, dtype, sparse, first, rng, monkeypatch):
     """Where SciPy multiplies, and where they are made dense, in pieces."""
