@@ -287,10 +287,10 @@ def sizes(text: str) -> list[int]:
 
 
 def count(text: str, least: int = 1) -> int:
-    """Read a whole number of at least `least`, and of no more than ten digits."""
-    if not text.strip().isdecimal() or len(text) > 10 or int(text) < least:
+    """Read a whole number of at least `least`, and of no more than 18 digits."""
+    if not text.strip().isdecimal() or len(text) > 18 or int(text) < least:
         raise argparse.ArgumentTypeError(
-            f"expected a whole number of at least {least} and at most ten digits, got {text!r}"
+            f"expected a whole number of at least {least} and at most 18 digits, got {text!r}"
         )
     return int(text)
 

@@ -281,7 +281,7 @@ def test_info_warns_of_a_small_cache_size(monkeypatch):
         (["--hidden", "0"], "--hidden"),
         (["--hidden", "99999999999"], "not enough memory: Unable to allocate"),
         (["--epochs", "0"], "--epochs: expected a whole number of at least 1"),
-        (["--epochs", 30 * "9"], "--epochs: expected a whole number of at least 1 and at most ten digits, got '999"),
+        (["--epochs", 30 * "9"], "--epochs: expected a whole number of at least 1 and at most 18 digits, got '999"),
         (["--batch-size", "1.5"], "--batch-size"),
         (["--lr", "nan"], "--lr: expected a number above 0"),
         (["--test-size", "1"], "--test-size: expected a number above 0 and below 1"),
