@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import threading
 import time
@@ -33,8 +34,9 @@ from .training import Trainer
 
 __all__ = ["Gradients", "Sequential"]
 
-# how many rows `predict` computes at a time, and how many numbers of them, of which it keeps a copy
-PREDICT_ROWS, PREDICT_NUMBERS = 1024, 1 << 22
+# How many rows a prediction computes together: this many; but fewer where its widest layer gives more numbers for them
+# than the second of these, more where it gives less than the first, and a few in any case.
+PREDICT_ROWS, PREDICT_NUMBERS, FEW = 1024, (1 << 19, 1 << 22), 32
 WIDE = 1024  # features from which SciPy multiplies sparse rows, because made dense they would take far longer
 
 P = TypeVar("P")
@@ -571,7 +573,7 @@ class Sequential(Network):
         outputs, parts = [], [*self.walk(), *([] if loss is None else [loss])]
         wide = is_sparse(X) and X.shape[1] >= WIDE
         done = int(wide and type(self.layers[0]) is Dense and self.engine.device == "cpu")
-        rows = max(1, min(PREDICT_ROWS, PREDICT_NUMBERS // (1 if done else X.shape[1])))
+        rows = self._rows_at_a_time(X.shape[1], done) if X.shape[0] > FEW else FEW
         with limited_threads(self.threads), self.turns.queue, self.turns:
             for start in range(0, X.shape[0], rows):
                 piece = X[start : start + rows]
@@ -588,6 +590,12 @@ class Sequential(Network):
         if self._training not in (None, threading.get_ident()):
             time.sleep(1e-4)  # or prediction after prediction would keep the one who trains waiting
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+
+    def _rows_at_a_time(self, features: int, done: int) -> int:
+        """How many rows a prediction computes together, where the first layers may be done."""
+        widths = list(itertools.accumulate(self.layers, lambda width, layer: layer.width(width), initial=features))
+        least, most = (numbers // max(widths[done:]) for numbers in PREDICT_NUMBERS)
+        return max(FEW, least, min(PREDICT_ROWS, most))
 
     def _of_sparse(self, X: Any) -> Array:
         """What the first layer, a `Dense`, makes of some sparse rows."""

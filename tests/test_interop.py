@@ -173,7 +173,8 @@ def test_sparse_rows_are_predicted_as_dense_ones(engine, dtype, sparse, first, r
         def forward(self, inputs):
             return super().forward(self.engine.scale(inputs, self.engine.scalar(2.0)))
 
-    monkeypatch.setattr("fastbp.model.PREDICT_NUMBERS", 500)
+    monkeypatch.setattr("fastbp.model.PREDICT_NUMBERS", (200, 500))
+    monkeypatch.setattr("fastbp.model.FEW", 5)
     monkeypatch.setattr("fastbp.model.WIDE", 40)
     table = sparse.random(83, 40, 0.2, format="csr", random_state=0)
     layers = {
