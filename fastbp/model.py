@@ -601,8 +601,9 @@ class Sequential(Network):
         """What the first layer, a `Dense`, makes of some sparse rows."""
         first = self.layers[0]
         assert isinstance(first, Dense)
-        product: Array = X.astype(self.dtype, copy=False) @ first.weights
-        return product + first.biases
+        weights, biases = map(self.engine.asnumpy, (first.weights, first.biases))
+        product: Array = X.astype(self.dtype, copy=False) @ weights
+        return product + biases
 
     def _like(self, x: Any, result: Array) -> Any:
         """The engine's `result` in the kind that a user's `x` is of."""
