@@ -345,7 +345,7 @@ class Network:
         if self.optimizer is not None:
             self.optimizer.owner = self
             if before is not None:
-                self.optimizer.follow(lambda moment: self.memory.carried(moment, before), len(before.gradients))
+                self.optimizer.follow(self.memory, before)
             self.optimizer.prepare(self.engine, len(self.memory.gradients), self.dtype)
         self._tapes: dict[Any, Tape] = {}
         self._signatures = Signatures()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from .kernels.engine import Engine
 from .kernels.ops import Array
 from .part import Part, Setting
 from .schedules import Rates, Schedule, as_schedule
+
+if TYPE_CHECKING:
+    from .memory import Memory
 
 __all__ = ["SGD", "Adam", "AdamW", "Lion", "Optimizer", "RMSprop"]
 
@@ -159,23 +162,19 @@ class Optimizer(Part):
             if kept is not None and kept.shape == (size,):
                 self.__dict__[name][...] = engine.asarray(kept)
 
-    def follow(self, carried: Callable[[Array], Array | None], size: int) -> None:
-        """Go on with other parameters, or with the same in other places.
+    def follow(self, memory: Memory, before: Memory) -> None:
+        """Take the moments of parameters to where they lie now.
 
-        Parameters
-        ----------
-        carried : callable
-            Lays the moments of the parameters as there were anew; gives None where a new one has none, in which case
-            all steps taken are forgotten, because corrections of a bias count them for all parameters.
-        size : int
-            How many parameters there were.
+        Where one of them has none yet, all steps taken are forgotten, because a correction of the moments' bias counts
+        them for all parameters together.
         """
-        moments = {name: self.__dict__[name] for name in self.moments if name in self.__dict__}
-        laid = {name: carried(self.engine.asarray(x)) for name, x in moments.items() if x.shape == (size,)}
-        if any(x is None for x in laid.values()):
+        moments = {name: self.engine.asarray(self.__dict__[name]) for name in self.moments if name in self.__dict__}
+        own = {name: moment for name, moment in moments.items() if moment.shape == before.gradients.shape}
+        carried = {name: memory.carried(moment, before) for name, moment in own.items()}
+        if any(moment is None for moment in carried.values()):
             self.forget()
         else:
-            self.__dict__ |= laid
+            self.__dict__ |= carried
 
     def reset(self) -> None:
         """Forget all steps taken, and what the schedule has seen."""
