@@ -123,11 +123,18 @@ def test_frozen_layers_are_not_computed(engine):
     assert not any("input_grad" in name or name in ("classifier_grads", "relu_backward") for name in names), names
 
 
-def test_freezing_makes_the_optimizer_forget(engine):
+def test_training_more_than_before_makes_the_optimizer_forget(engine):
+    """What is frozen takes nothing from the others; what is thawed has no moments, and steps count for all together."""
     model = small_model(engine).fit(X, Y, epochs=1)
-    assert model.optimizer.steps[0]
+    steps, others = float(model.optimizer.steps[0]), model.memory.parts_of(model.layers[0], model.optimizer.m)
+    kept = {name: on_host(moment).copy() for name, moment in others.items()}
+    assert steps and len(kept) == 2 and all(moment.any() for moment in kept.values())
     model.layers[2].trainable = False
-    assert not model.optimizer.steps[0] and not np.any(model.optimizer.m)
+    assert model.optimizer.steps[0] == steps
+    for name, moment in model.memory.parts_of(model.layers[0], model.optimizer.m).items():
+        np.testing.assert_array_equal(on_host(moment), kept[name])
+    model.layers[2].trainable = True
+    assert not model.optimizer.steps[0] and not on_host(model.optimizer.m).any()
 
 
 def test_all_frozen_is_refused(engine):
