@@ -395,9 +395,8 @@ def real_array(x: Any, name: str = "x") -> Array:
     """
     if isinstance(x, np.ma.MaskedArray):
         raise DTypeError(f"{name} is a masked array; fill or drop what is masked first")
-    where = ""
+    given = x
     if not isinstance(x, np.ndarray):
-        where = column_of_other_kind(x)
         try:
             x = resolved(x)
             if hasattr(x, "__cuda_array_interface__") and hasattr(x, "get"):
@@ -409,7 +408,7 @@ def real_array(x: Any, name: str = "x") -> Array:
         except (ValueError, TypeError, RuntimeError, BufferError) as error:
             raise DTypeError(f"{name} must be an array of numbers, got {type(x).__name__}: {error}") from error
     if x.dtype.kind not in "fiub":
-        raise DTypeError(f"{name} must hold real numbers, got dtype {x.dtype}{where}")
+        raise DTypeError(f"{name} must hold real numbers, got dtype {x.dtype}{column_of_other_kind(given)}")
     return np.asarray(x)
 
 

@@ -76,15 +76,13 @@ def soft_softmax_cross_entropy(
     dz: Array,
     scratch: Array,
 ) -> None:
-    scale = weigh_targets(t, weights, class_weight, mean, total)
+    scale, smooth = weigh_targets(t, weights, class_weight, mean, total), z.dtype.type(smoothing[0])
     if has_few_classes(z):
         for start in range(0, len(z), TOGETHER):
             some = slice(start, start + TOGETHER)
-            soft_by_class(
-                z[some], t[some], weights[some], class_weight, smoothing[0], scale, cost[some], dz[some], scratch
-            )
+            soft_by_class(z[some], t[some], weights[some], class_weight, smooth, scale, cost[some], dz[some], scratch)
     else:
-        soft_by_row(z, t, weights, class_weight, smoothing[0], scale, cost, dz)
+        soft_by_row(z, t, weights, class_weight, smooth, scale, cost, dz)
     for i in range(len(cost)):
         total[0] += cost[i]
 
@@ -114,14 +112,14 @@ def soft_by_row(
         top, wanted, linear = largest(z[i]), real(0), real(0)
         sums = exp_shifted(z[i], top, dz[i])
         for c in range(classes):
-            q = target(t, i, c, real(smoothing), classes) * real(class_weight[c])
+            q = target(t, i, c, smoothing, classes) * real(class_weight[c])
             wanted += q
             linear += q * (z[i, c] - top) if q != 0 else real(0)
         if weights[i] != 0 and wanted != 0:
             cost[i] = weights[i] * (wanted * log(sums) - linear)
             share, ratio = real(weights[i] * scale), wanted / sums
             for c in range(classes):
-                q = target(t, i, c, real(smoothing), classes) * real(class_weight[c])
+                q = target(t, i, c, smoothing, classes) * real(class_weight[c])
                 dz[i, c] = share * (ratio * dz[i, c] - q)
         else:
             cost[i] = 0
@@ -151,7 +149,7 @@ def soft_by_class(
     for c in range(classes):
         weight = real(class_weight[c])
         for i in range(rows):
-            q = target(t, i, c, real(smoothing), classes) * weight
+            q = target(t, i, c, smoothing, classes) * weight
             wanted[i] += q
             linear[i] += q * zt[c, i] if q != 0 else real(0)
     exp_by_class(zt, sums)
@@ -163,7 +161,7 @@ def soft_by_class(
     for c in range(classes):
         weight = real(class_weight[c])
         for i in range(rows):
-            slope = sums[i] * zt[c, i] - target(t, i, c, real(smoothing), classes) * weight
+            slope = sums[i] * zt[c, i] - target(t, i, c, smoothing, classes) * weight
             zt[c, i] = share[i] * slope if share[i] != 0 else real(0)
     transpose(zt, dz)
 
@@ -218,20 +216,20 @@ def softmax_cross_entropy_of(z: Array, t: Array, total: Array, dz: Array, scratc
     """z and dz may be the same."""
     total[1] += len(t)
     if has_few_classes(z):
-        for start in range(0, len(t), TOGETHER):
-            stop = min(start + TOGETHER, len(t))
-            zt, _ = by_columns(scratch, stop - start, z.shape[1])
-            transpose(z[start:stop], zt)
-            total[0] += losses_by_class(zt, t[start:stop], len(t))
-            transpose(zt, dz[start:stop])
-        return
-    for i in range(len(t)):
-        row, top = dz[i], largest(z[i])
-        target = z[i, t[i]] - top
-        sum_exp = exp_shifted(z[i], top, row)
-        total[0] += np.log(sum_exp) - target
-        divide(row, sum_exp * len(t))
-        row[t[i]] -= 1 / len(t)
+        for start in range(0, len(z), TOGETHER):
+            some = slice(start, start + TOGETHER)
+            zt, _ = by_columns(scratch, len(z[some]), z.shape[1])
+            transpose(z[some], zt)
+            total[0] += losses_by_class(zt, t[some], len(t))
+            transpose(zt, dz[some])
+    else:
+        for i in range(len(z)):
+            row, top = dz[i], largest(z[i])
+            wanted = z[i, t[i]] - top
+            sum_exp = exp_shifted(z[i], top, row)
+            total[0] += np.log(sum_exp) - wanted
+            divide(row, sum_exp * len(t))
+            row[t[i]] -= 1 / len(t)
 
 
 @njit(**FAST)

@@ -153,8 +153,6 @@ def test_a_network_that_computes_nothing_gives_its_inputs(engine):
 
 def test_a_layer_that_counts_its_steps_in_python_is_refused(engine):
     class Counts(fastbp.Dense):
-        steps = 0
-
         def __init__(self, *sizes):
             super().__init__(*sizes)
             self.steps = 0
