@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pytest
+import scipy.sparse
 import sklearn.neural_network
 from sklearn.datasets import load_digits, make_classification, make_multilabel_classification, make_regression
 from sklearn.exceptions import ConvergenceWarning
@@ -73,6 +74,20 @@ def labels() -> Data:
     return X / 20, y
 
 
+@cache
+def texts() -> Data:
+    """Words of 4,000 texts, each about 60 of 12,541, as sparse rows; of 20 kinds, each with words of its own."""
+    rng = np.random.default_rng(0)
+    y, lengths = rng.integers(0, 20, 4_000), rng.poisson(60, 4_000) + 1
+    often = (1 / np.arange(2, 12_543)).cumsum()  # Zipf's law
+    words = [
+        np.unique((np.searchsorted(often, often[-1] * rng.random(n)) + 37 * kind * (rng.random(n) < 0.3)) % 12_541)
+        for n, kind in zip(lengths, y, strict=True)
+    ]
+    ends = np.cumsum([0, *map(len, words)])
+    return scipy.sparse.csr_array((rng.uniform(0.1, 0.3, ends[-1]), np.concatenate(words), ends), (4_000, 12_541)), y
+
+
 def part(data: Callable[[], Data], rows: int, features: int, classes: int | None = None) -> Callable[[], Data]:
     def some() -> Data:
         X, y = data()
@@ -98,6 +113,10 @@ CASES = {
     "predict, 20000 rows": Case(C, table, {}, "predict", 20_000),
     "predict_proba, 32 rows": Case(C, digits, {}, "predict_proba", 32),
     "predict_proba, 20000 rows": Case(C, table, {}, "predict_proba", 20_000),
+    "texts": Case(C, texts, {"max_iter": 2}),
+    "texts, 50": Case(C, texts, {"hidden_layer_sizes": 50, "max_iter": 2}),
+    "partial_fit, texts": Case(C, texts, {}, "partial_fit", 32),
+    "predict, texts": Case(C, texts, {}, "predict", 4_000),
     "predict, numbers": Case(R, numbers, {}, "predict", 32),
     # a grid of others
     "100 x 4, 10": Case(C, part(table, 100, 4), {"hidden_layer_sizes": 10, "max_iter": 100}),

@@ -203,7 +203,9 @@ def op_case(op: Op, who: str, attempt: Attempt, size: str, dtype: str, engines: 
                 made.run(1)
             made.problem.compare(made.results(), who)
 
-    touched = {"M": sizes.get("B", 1)} if "M" in sizes else {}  # of a table, a batch's rows
+    touched = {"M": sizes.get("B", 1)} if "M" in sizes else {}  # of a table, a batch's rows, and what these store
+    if {"M", "P"} <= sizes.keys():
+        touched["P"] = sizes["P"] * sizes["B"] // sizes["M"]
     # as long as a table has rows; and what a call empties leaves nothing to do for the next one
     most = 1 if op.name in EMPTYING else min(1000, sizes["M"] // sizes.get("B", 1)) if "M" in sizes else 1000
     timing = timing_of(engines[who]) if who in engines else None

@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from .atomic import write_bytes
+from .interop import is_sparse
 from .kernels.engine import Engine
 from .kernels.threads import Lock
 from .losses import Loss
@@ -73,12 +74,12 @@ class Step(NamedTuple):
     @property
     def batch(self) -> int:
         """How many rows there are in a step."""
-        return len(self.data.X) if self.rows is None else min(self.rows, len(self.data.X))
+        return self.data.rows if self.rows is None else min(self.rows, self.data.rows)
 
     def describe(self) -> str:
         """The class that this step is of, as a text for programs to compare and for people to read."""
         X, y, weights = self.data
-        rows = f"{rounded(self.batch)} rows x {rounded(X.shape[1])} {X.dtype}"
+        rows = f"{rounded(self.batch)} rows x {rounded(X.shape[1])} {X.dtype}{', sparse' if is_sparse(X) else ''}"
         targets = f"y {y.dtype}{' rows' if y.ndim > 1 else ''}{'' if weights is None else ', weighted'}"
         other = ["accumulated"] * (self.accumulate > 1) + ["batch by batch"] * (self.rows is None)
         other += [] if self.threads is None else [f"{self.threads} threads"]
@@ -202,7 +203,7 @@ class Trial:
         self._limit = functools.partial(limited_threads, step.threads)
         self._data, self._streamed = step.data, step.rows is None
         self._rows = min(step.batch, max(32, WORK // (model.memory.parameters.size + 1)))
-        self._most = STEPS if self._streamed else min(STEPS, len(step.data.X) // self._rows)
+        self._most = STEPS if self._streamed else min(STEPS, step.data.rows // self._rows)
         self.seconds, self.next, self._steps = math.inf, 0.0, 1
         with self._limit():
             self._prepare()

@@ -18,7 +18,6 @@ from .activations import ELU, GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from .auto import settle
 from .boundary import as_number
 from .callbacks import tell, told
-from .interop import dense, is_sparse
 from .kernels.engine import Engine
 from .kernels.ops import Array
 from .layers import Layer
@@ -27,7 +26,7 @@ from .model import Sequential
 from .optim import SGD, Optimizer
 from .part import Setting
 from .progress import Progress
-from .samples import Data, batches
+from .samples import Data
 
 __all__ = [
     "ACTIVATIONS",
@@ -239,7 +238,7 @@ def fit_stochastic(
     once : bool, default False
         One epoch, and no warning that it is not enough.
     """
-    rows, memory, size = data.X.shape[0], model.memory, estimator.batch_size
+    rows, memory, size = data.rows, model.memory, estimator.batch_size
     if size != "auto" and size > rows:
         warnings.warn(f"batch_size={size} is larger than the sample size, and clipped to it: {rows}", stacklevel=4)
     size = batch_rows(estimator, rows)
@@ -254,12 +253,9 @@ def fit_stochastic(
             for epoch in range(1 if once else estimator.max_iter):
                 if estimator.shuffle:
                     order = next_order(estimator, order, seeded=once and bool(estimator.loss_curve_))
-                if is_sparse(data.X):
-                    loss = trainer.epoch_through(batches(data, order, size))
-                else:
-                    if epoch == 0 or listeners:  # which may have changed the model
-                        trainer.bind(data, size)
-                    loss = trainer.epoch(order if estimator.shuffle else None)
+                if epoch == 0 or listeners:  # which may have changed the model
+                    trainer.bind(data, size)
+                loss = trainer.epoch(order if estimator.shuffle else None)
                 if constants is not None:
                     loss += mean_of_batches(constants[order], data.weights, order, size)
                 estimator.n_iter_ += 1
@@ -296,16 +292,15 @@ def batch_rows(estimator: Any, rows: int) -> int:
 
 def settle_engine(estimator: Any, model: Sequential, data: Data, once: bool) -> None:
     """Let a model with ``engine="auto"`` choose, by the steps that `fit_stochastic` or `fit_lbfgs` will take."""
-    rows, loss = data.X.shape[0], model.loss
+    rows, loss = data.rows, model.loss
     assert isinstance(loss, PenalizedLoss)
     size = PIECE if estimator.solver == "lbfgs" else batch_rows(estimator, rows)
-    sparse = is_sparse(data.X)
-    if sparse or once:
-        data = next(batches(data, np.arange(rows), size))
+    if once:
+        data = data.take(slice(size))
     if estimator.solver == "lbfgs":
         settle(model, data, size, loss.loss, -(-rows // PIECE), model.threads)
     else:
-        settle(model, data, None if sparse or once else size, loss, threads=model.threads)
+        settle(model, data, None if once else size, loss, threads=model.threads)
 
 
 def keep_books(estimator: Any, loss: float, score: Callable[[], float] | None) -> dict[str, float]:
@@ -364,8 +359,7 @@ def fit_lbfgs(estimator: Any, model: Sequential, data: Data, constant: float = 0
     """Train by L-BFGS on the loss over all rows and its gradient, replayed in pieces that fit into a cache."""
     engine, memory, objective = model.engine, model.memory, model.loss
     assert isinstance(objective, PenalizedLoss)
-    X: Any = data.X
-    data, rows = data._replace(X=dense(X)), X.shape[0]
+    rows = data.rows
     with model.training(objective.loss, -(-rows // PIECE), watched=False) as trainer:
         trainer.bind(data, min(PIECE, rows))
         decayed = memory.decayed[0].size if memory.decayed is not None else 0

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from .interop import WIDE
 from .kernels.engine import Call, Engine
 from .kernels.ops import OPS, Array, Op
 
@@ -78,8 +79,11 @@ RULES = tuple(
     )
 )
 
+#: What multiplies sparse rows as they are stored, in place of ops that take them made dense.
+OF_STORED = {"dense_forward": "sparse_forward", "dense_weight_grad": "sparse_weight_grad"}
+
 #: Names of the fused ops, which an engine need not have.
-FUSED = frozenset(rule.fused.op.name for rule in RULES)
+FUSED = frozenset(rule.fused.op.name for rule in RULES) | frozenset(OF_STORED.values())
 
 
 class Addresses:
@@ -123,7 +127,8 @@ def fuse(
     kept : sequence of array
         What is read after a replay.
     """
-    calls, addresses = list(calls), Addresses(engine)
+    addresses = Addresses(engine)
+    calls = _multiplied_as_stored(calls, engine, addresses, kept)
     if any(rule.fused.op is OPS["dense_weight_sgd"] and engine.supports(rule.fused.op) for rule in rules):
         calls = _split_sgd(calls, addresses)
     for rule in rules:
@@ -131,6 +136,38 @@ def fuse(
             while fused := _first_fused(calls, rule, engine, addresses, kept):
                 calls = fused
     return [_flat_sgd(call) for call in calls]
+
+
+def _multiplied_as_stored(
+    calls: Sequence[Call], engine: Engine, addresses: Addresses, kept: Sequence[Array]
+) -> list[Call]:
+    """Calls without `sparse_rows`, where these are wide and all that read them can read what is stored instead."""
+    for place, take in enumerate(calls):
+        if take.op is OPS["sparse_rows"] and take.arguments[-1].shape[1] >= WIDE:
+            later = [_of_stored(take, call, addresses) for call in calls[place + 1 :]]
+            changed = [memory for call in later if call for memory in writes(call)]
+            if all(call and engine.supports(call.op) for call in later) and not addresses.overlap(
+                [*take.arguments], [*kept, *changed]
+            ):
+                return [*calls[:place], *filter(None, later)]
+    return list(calls)
+
+
+def _of_stored(take: Call, call: Call, addresses: Addresses) -> Call | None:
+    """A call that reads what is stored in place of the rows that `take` gives; None where there is none."""
+    rows = take.arguments[-1]
+    if not addresses.overlap([rows], reads(call)):
+        return call
+    first, *others = call.arguments
+    if call.op.name not in OF_STORED or not addresses.same(first, rows) or addresses.overlap([rows], others):
+        return None
+    op = OPS[OF_STORED[call.op.name]]
+    named = {
+        arg.name: memory
+        for of, arguments in (take, call)
+        for arg, memory in zip((*of.inputs, *of.outputs), arguments, strict=True)
+    }
+    return Call(op, tuple(named[arg.name] for arg in (*op.inputs, *op.outputs)))
 
 
 def _split_sgd(calls: Sequence[Call], addresses: Addresses) -> list[Call]:

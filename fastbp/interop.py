@@ -14,7 +14,11 @@ import numpy as np
 from .kernels.engine import native
 from .kernels.ops import Array
 
-__all__ = ["dense", "in_bounds", "is_sparse", "like"]
+__all__ = ["WIDE", "dense", "dense_if_narrow", "in_bounds", "is_sparse", "like"]
+
+#: Columns from which sparse rows are multiplied as they are stored; narrower ones are made dense first, which gives the
+#: bits of dense rows.
+WIDE = 1024
 
 
 def is_sparse(x: Any) -> bool:
@@ -26,6 +30,11 @@ def is_sparse(x: Any) -> bool:
 def dense(x: Any) -> Array:
     """`x`, or what it holds where it is sparse."""
     return native(x.toarray()) if is_sparse(x) else x
+
+
+def dense_if_narrow(x: Any, name: str = "X") -> Any:
+    """`x`, or what it holds where it is sparse and has few columns: of those a batch is small."""
+    return x if is_sparse(x) and x.shape[-1] >= WIDE else dense(in_bounds(x, name))
 
 
 def in_bounds(x: Any, name: str = "X") -> Any:

@@ -20,13 +20,13 @@ from .boundary import as_array, as_count, as_flag, as_metrics, as_number, check_
 from .callbacks import Callback, EpochFunction, tell, told
 from .checkpoints import Checkpoints
 from .files import save
-from .interop import dense, in_bounds, is_sparse, like
+from .interop import WIDE, dense, dense_if_narrow, in_bounds, is_sparse, like
 from .kernels.ops import Array
 from .layers import Dense, Layer
 from .losses import Loss
 from .network import Network, needed
 from .progress import Progress
-from .samples import Data, batches
+from .samples import Data
 from .source import Source
 from .steps import record_forward
 from .threads import limited_threads
@@ -37,7 +37,6 @@ __all__ = ["Gradients", "Sequential"]
 # How many rows a prediction computes together: this many; but fewer where its widest layer gives more numbers for them
 # than the second of these, more where it gives less than the first, and a few in any case.
 PREDICT_ROWS, PREDICT_NUMBERS, FEW = 1024, (1 << 19, 1 << 22), 32
-WIDE = 1024  # features from which SciPy multiplies sparse rows, because made dense they would take far longer
 
 P = TypeVar("P")
 #: Functions of targets and predictions, by name or with names of their own.
@@ -130,11 +129,12 @@ class Sequential(Network):
         ----------
         X : array, shape (rows, features)
             Finite numbers of any real dtype, at any row stride; converted a batch at a time, so that it may be mapped
-            from a file and larger than memory. Arrays of any library, data frames, and SciPy's sparse matrices, which
-            are made dense a batch at a time; what is on the engine's GPU stays there. Or, without `y`, batches: an
-            iterable of (X, y) or (X, y, sample_weight), gone through anew in each epoch, or a function that returns
-            one. Where it has a length, or from the second epoch on as many as before, a schedule moves with each batch;
-            in a first epoch of unknown length the rate is that of its beginning.
+            from a file and larger than memory. Arrays of any library, data frames, and SciPy's sparse matrices: from
+            1,024 features on, a `Dense` that comes first multiplies them as they are stored. What is on the engine's
+            GPU stays there. Or, without `y`, batches: an iterable of (X, y) or (X, y, sample_weight), gone through
+            anew in each epoch, or a function that returns one. Where it has a length, or from the second epoch on as
+            many as before, a schedule moves with each batch; in a first epoch of unknown length the rate is that of its
+            beginning.
         y : array
             As the loss wants it: labels, one-hot rows or rows of probabilities, or numbers of shape (rows, outputs).
         epochs, batch_size : int
@@ -232,13 +232,10 @@ class Sequential(Network):
                 changeable = epoch == done or bool(listeners)  # who may have changed the model
                 if changeable:
                     source.look()
-                rows = 0 if source.data is None else source.data.X.shape[0]
+                rows = 0 if source.data is None else source.data.rows
                 shuffled = shuffle and batch_size < rows  # a batch of all rows has no order
                 if source.data is None:
                     mean = trainer.epoch_through(*source.batches())
-                elif is_sparse(source.data.X):
-                    order = self.permutation(rows) if shuffled else np.arange(rows)
-                    mean = trainer.epoch_through(batches(source.data, order, batch_size), -(-rows // batch_size))
                 else:
                     if changeable:
                         trainer.bind(source.data, batch_size)
@@ -299,13 +296,13 @@ class Sequential(Network):
         threads = self.threads if threads is None else as_count(threads, "threads")
         loss = self.loss_with(class_weight)
         start = self._time(epoch)
-        data = self.checked(dense(in_bounds(X)), y, sample_weight, loss=loss)
+        data = self.checked(dense_if_narrow(X), y, sample_weight, loss=loss)
         with (
             self._alone(),
             settled(self, data, None, loss, 1, threads),
             Trainer(self, lambda: loss) as trainer,
         ):
-            trainer.bind(data, len(data.X))
+            trainer.bind(data, data.rows)
             return trainer.epoch(start=start)
 
     @contextlib.contextmanager

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from .boundary import as_samples
-from .interop import dense, in_bounds, is_sparse
+from .interop import dense_if_narrow
 from .losses import Loss
 from .network import Network
-from .samples import Data, batches
+from .samples import Data
 from .signatures import signature
 
 __all__ = ["Source"]
@@ -87,9 +87,6 @@ class Source:
     def sample(self, batch_size: int) -> tuple[Data, int | None]:
         """What a step takes its rows from, and how many; None where it takes all of them, a batch that comes alone."""
         if self.data is not None:
-            rows = self.data.X.shape[0]
-            if is_sparse(self.data.X):
-                return next(batches(self.data, np.arange(rows), batch_size)), None
             return self.data, batch_size
         coming, count = self.batches()
         first = next(coming)
@@ -100,7 +97,7 @@ class Source:
         place = -1
         for place, batch in enumerate(batches):
             X, y, weights = as_samples(batch, f"batch {place}")
-            yield self._model.checked(dense(in_bounds(X)), y, weights, f"batch {place}: ", self.loss())
+            yield self._model.checked(dense_if_narrow(X), y, weights, f"batch {place}: ", self.loss())
         if place < 0:
             raise ValueError("there is no batch (left): pass a list, or a function that returns an iterator")
 

@@ -41,8 +41,8 @@ def record_training(
     model : Network
     recorder : Recorder
     data : dict of array
-        Examples of what the slots will hold: X, y, order, and where there are any, the rows' weights and the steps'
-        learning rates.
+        Examples of what the slots will hold: order, what `samples.tables` gives, and where there is a schedule, the
+        steps' learning rates.
     batch : int
         Rows of a step.
     loss : Loss
@@ -50,14 +50,16 @@ def record_training(
         Add the gradients to those of other batches in place of the update.
     """
     memory = model.memory
-    order, X, y = (recorder.slot(name, data[name].shape, data[name].dtype) for name in ("order", "X", "y"))
+    slots = {name: recorder.slot(name, x.shape, x.dtype) for name, x in data.items() if name != "rates"}
     rows = recorder.adopt(model.engine.zeros((batch,), np.int64))
-    recorder.next_batch(order, recorder.adopt(memory.cursor), rows)
-    outputs = recorder.take(X, rows)
-    targets = (recorder.take_labels if data["y"].ndim == 1 else recorder.take)(y, rows)
-    weights = None
-    if "weights" in data:
-        weights = recorder.take_weights(recorder.slot("weights", data["weights"].shape, np.float64), rows)
+    recorder.next_batch(slots["order"], recorder.adopt(memory.cursor), rows)
+    if "X" in slots:
+        outputs = recorder.take(slots["X"], rows)
+    else:
+        *table, zeros = (slots[name] for name in ("values", "columns", "starts", "stops", "zeros"))
+        outputs = recorder.sparse_rows(*table, rows, zeros)
+    targets = (recorder.take_labels if data["y"].ndim == 1 else recorder.take)(slots["y"], rows)
+    weights = recorder.take_weights(slots["weights"], rows) if "weights" in slots else None
 
     layers = [recorded(layer, recorder) for layer in model.layers]
     twins = [twin for layer in layers for _, twin in layer.walk()]

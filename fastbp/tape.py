@@ -147,15 +147,15 @@ class Recorder(OpCaller):
             if id(output) not in self._wanted
         }
         passing = [array for call in calls for array in call.arguments if id(array) in made]
+        for array in {id(array): array for array in passing}.values():
+            if array.dtype.kind == "f":
+                array[...] = np.nan  # what is read before it is written shows
         for pieces in (kept, self._calls, self._handles, self._adopted):
             pieces.clear()  # with the memory that the fused calls no longer need
         return Tape(self.engine, calls, self.memory, passing)
 
     def _new(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Handle:
-        memory = self.engine.buffer(shape, dtype)
-        if dtype.kind == "f":
-            memory[...] = np.nan  # what is read before it is written shows
-        return self._keep(Handle(shape, dtype, memory))
+        return self._keep(Handle(shape, dtype, self.engine.buffer(shape, dtype)))
 
     def _keep(self, handle: Handle) -> Handle:
         self._handles[id(handle)] = handle

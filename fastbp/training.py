@@ -9,12 +9,13 @@ from typing import Self
 
 import numpy as np
 
+from .interop import is_sparse
 from .kernels.engine import Engine
 from .kernels.ops import Array
 from .losses import Loss
 from .memory import Memory
 from .network import Network
-from .samples import Data, batches
+from .samples import Data, batches, tables
 from .steps import Run, record_training, record_update
 from .tape import Tape
 
@@ -61,15 +62,15 @@ class Trainer:
         Where the engine has no room for all of it, an epoch goes through it by pieces, of whole updates each.
         """
         engine = self._model.engine
-        self._batch_size, self._order = batch_size, np.arange(len(data.X))
+        self._batch_size, self._order = batch_size, np.arange(data.rows)
         if data is not self._whole or engine is not self._engine:
             self._bound.close()
             self._whole, self._data, self._tables, self._slots = data, None, {}, {}  # room for the new tables
             self._engine, self._shuffle = engine, None
             self._numbers.clear()
-            self._room = engine.rows_at_a_time(present(data))
+            self._room = self._rows_at_a_time(data)
         if self._room is None:
-            self._replays = self._prepare(data, self._plan(len(data.X), batch_size))
+            self._replays = self._prepare(data, self._plan(data.rows, batch_size))
 
     def shuffle(self) -> None:
         """Draw a new order of the rows, for the epochs to come."""
@@ -123,7 +124,7 @@ class Trainer:
             given += 1
             waiting += 1
             self._model.memory.cursor[...] = 0
-            plan = [("step" if self._accumulate == 1 else "gradients", len(data.X), 1)]
+            plan = [("step" if self._accumulate == 1 else "gradients", data.rows, 1)]
             if waiting == self._accumulate > 1:
                 plan.append(("update", 0, 1))
             waiting %= self._accumulate
@@ -160,9 +161,8 @@ class Trainer:
         self._loss = self._loss_now()
         if data is not self._data:
             self._data = data
-            tables = {"X": data.X, "y": data.y, "weights": data.weights}
-            self._tables = {name: engine.table(x) for name, x in tables.items() if x is not None}
-        slots = self._tables | {"order": self._numbers_for("order", np.arange(len(data.X)))}
+            self._tables = {name: engine.table(x) for name, x in tables(data, model.dtype).items()}
+        slots = self._tables | {"order": self._numbers_for("order", np.arange(data.rows))}
         if optimizer is not None and optimizer.schedule is not None:
             slots["rates"] = self._numbers_for("rates", np.zeros(updates_of(plan) or 1))
         self._slots, self._shuffle = slots, None
@@ -178,6 +178,14 @@ class Trainer:
                     layer.forget()
             self._memory, self._run = model.memory, Run(model, watched=self._watched)
         return [(tapes[kind, batch], times) for kind, batch, times in plan]
+
+    def _rows_at_a_time(self, data: Data) -> int | None:
+        """How many rows the engine has room for; None for all. Sparse ones that are too many are made dense."""
+        engine, dtype = self._model.engine, self._model.dtype
+        room = engine.rows_at_a_time([*tables(data, dtype).values()])
+        if room is None or not is_sparse(data.X):
+            return room
+        return engine.rows_at_a_time(present(data._replace(X=np.broadcast_to(dtype.type(0), data.X.shape))))
 
     def _numbers_for(self, slot: str, numbers: Array) -> Array:
         """Numbers for a slot, which may be overwritten; pieces of one size share theirs, where only rates are."""

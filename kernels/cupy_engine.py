@@ -55,6 +55,7 @@ HELD_UP = 1.0  # seconds for which the GPU waits at most, while what is timed is
 # the ops that take several kernels; fused ops with a part of an optimizer in them are left out, because one kernel that
 # updates all parameters at once is faster
 STAGES: dict[str, tuple[str, ...]] = {
+    "sparse_rows": ("begin_rows", "sparse_rows"),
     "dense_relu_input_grad": ("dense_input_grad", "relu_backward"),
     **{
         f"dense_{name}_grads": ("dense_input_grad", f"{name}_grads")

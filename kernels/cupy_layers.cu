@@ -119,6 +119,20 @@ ELEMENTS take_weights_next(Table w, Integers order, Integers cursor, Vector wb)
     take_column(w, coming(order, cursor), wb);
 }
 
+// A sparse table's rows, before what is stored of them is put in its place.
+ELEMENTS begin_rows(Matrix zeros, Matrix xb)
+{
+    EACH_ELEMENT(i, j, xb)
+        xb(i, j) = zeros(0, j);
+}
+
+ROWS sparse_rows(Matrix xb, Table values, Integers columns, Integers starts, Integers stops, Integers rows)
+{
+    EACH_ROW(i, lanes, xb.rows, xb.columns)
+        for (Index n = starts[rows[i]] + lanes.mine; n < stops[rows[i]]; n += lanes.count)
+            xb(i, columns[n]) = values.number(values.bits(n, 0));
+}
+
 ONE_BLOCK move_cursor(Integers rows, Integers cursor)
 {
     if (is_first_thread())

@@ -263,6 +263,36 @@ def embedding_backward(
     return dx, dw
 
 
+def sparse_rows(
+    values: Array, columns: Array, starts: Array, stops: Array, rows: Array, zeros: Array
+) -> tuple[Array, ...]:
+    x = np.repeat(zeros, len(rows), axis=0)
+    for i, row in enumerate(rows):
+        for n in range(starts[row], stops[row]):
+            x[i, columns[n]] = values[n]
+    return (x,)
+
+
+def sparse_forward(
+    values: Array, columns: Array, starts: Array, stops: Array, rows: Array, w: Array, b: Array
+) -> tuple[Array, ...]:
+    z = np.repeat(b, len(rows), axis=0)
+    for i, row in enumerate(rows):
+        for n in range(starts[row], stops[row]):
+            z[i] += values[n] * w[columns[n]]
+    return (z,)
+
+
+def sparse_weight_grad(
+    values: Array, columns: Array, starts: Array, stops: Array, rows: Array, zeros: Array, dz: Array
+) -> tuple[Array, ...]:
+    dw = np.repeat(zeros.T, dz.shape[1], axis=1)
+    for i, row in enumerate(rows):
+        for n in range(starts[row], stops[row]):
+            dw[columns[n]] += values[n] * dz[i]
+    return (dw,)
+
+
 # what is updated in place, then the outputs
 FORMULAS: dict[str, Callable[..., tuple[Array, ...]]] = {
     "shuffle": lambda keys, order: (shuffled(keys.tolist(), len(order)),),
@@ -271,6 +301,9 @@ FORMULAS: dict[str, Callable[..., tuple[Array, ...]]] = {
     "take": lambda x, rows: (x[rows],),
     "take_labels": lambda t, rows: (t[rows],),
     "take_weights": lambda w, rows: (w[rows],),
+    "sparse_rows": sparse_rows,
+    "sparse_forward": sparse_forward,
+    "sparse_weight_grad": sparse_weight_grad,
     "add": lambda x, y: (x + y,),
     "multiply": lambda x, y: (x * y,),
     "scale": lambda x, factor: (factor * x,),

@@ -70,6 +70,41 @@ def take_weights(w: Array, rows: Array, wb: Array) -> None:
         wb[i] = w[rows[i]]
 
 
+def sparse_rows(
+    values: Array, columns: Array, starts: Array, stops: Array, rows: Array, zeros: Array, xb: Array
+) -> None:
+    for i in range(len(rows)):
+        for k in range(xb.shape[1]):
+            xb[i, k] = zeros[0, k]
+        for n in range(starts[rows[i]], stops[rows[i]]):
+            xb[i, columns[n]] = values[n]
+
+
+def sparse_forward(
+    values: Array, columns: Array, starts: Array, stops: Array, rows: Array, w: Array, b: Array, z: Array
+) -> None:
+    for i in range(len(rows)):
+        for j in range(z.shape[1]):
+            z[i, j] = b[0, j]
+        for n in range(starts[rows[i]], stops[rows[i]]):
+            u, k = z.dtype.type(values[n]), columns[n]
+            for j in range(z.shape[1]):
+                z[i, j] += u * w[k, j]
+
+
+def sparse_weight_grad(
+    values: Array, columns: Array, starts: Array, stops: Array, rows: Array, zeros: Array, dz: Array, dw: Array
+) -> None:
+    for k in range(dw.shape[0]):
+        for j in range(dw.shape[1]):
+            dw[k, j] = zeros[0, k]
+    for i in range(len(rows)):
+        for n in range(starts[rows[i]], stops[rows[i]]):
+            u, k = dw.dtype.type(values[n]), columns[n]
+            for j in range(dw.shape[1]):
+                dw[k, j] += u * dz[i, j]
+
+
 def dense_forward(x: Array, w: Array, b: Array, z: Array, scratch: Array) -> None:
     if is_narrow(*z.shape):
         zt, _ = narrow_forward(x, w, b, scratch)

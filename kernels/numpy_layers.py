@@ -6,6 +6,8 @@ A function here is named as its op in `ops.OPS`; it takes the op's inputs, then 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from .ops import Array
@@ -67,6 +69,63 @@ def take_labels(t: Array, rows: Array, tb: Array) -> None:
 def take_weights(w: Array, rows: Array, wb: Array, scratch: Array) -> None:
     taken = scratch.view(w.dtype)[: len(wb)]
     np.copyto(wb, np.take(w, rows, out=taken, mode="clip"), casting="unsafe")
+
+
+def sparse_rows(
+    values: Array, columns: Array, starts: Array, stops: Array, rows: Array, zeros: Array, xb: Array
+) -> None:
+    xb[:] = zeros
+    for row, x in zip(rows.tolist(), xb, strict=True):
+        x[columns[starts[row] : stops[row]]] = values[starts[row] : stops[row]]
+
+
+def sparse_forward(
+    values: Array,
+    columns: Array,
+    starts: Array,
+    stops: Array,
+    rows: Array,
+    w: Array,
+    b: Array,
+    z: Array,
+    scratch: Array,
+) -> None:
+    z[:] = b
+    for row, sums in zip(rows.tolist(), z, strict=True):
+        for some in pieces(starts[row], stops[row], len(scratch) // len(sums)):
+            weights = np.take(w, columns[some], axis=0, out=room(scratch, some, len(sums)), mode="clip")
+            sums += values[some].astype(z.dtype, copy=False) @ weights
+
+
+def sparse_weight_grad(
+    values: Array,
+    columns: Array,
+    starts: Array,
+    stops: Array,
+    rows: Array,
+    zeros: Array,
+    dz: Array,
+    dw: Array,
+    scratch: Array,
+) -> None:
+    dw[:] = zeros.T
+    first, second = scratch[: 2 * (len(scratch) // 2)].reshape(2, -1)
+    for row, slopes in zip(rows.tolist(), dz, strict=True):
+        for some in pieces(starts[row], stops[row], len(first) // len(slopes)):
+            sums = np.take(dw, columns[some], axis=0, out=room(first, some, len(slopes)), mode="clip")
+            factors = values[some, None].astype(dw.dtype, copy=False)
+            sums += np.matmul(factors, slopes[None], out=room(second, some, len(slopes)))  # which needs no buffer
+            dw[columns[some]] = sums
+
+
+def pieces(start: int, stop: int, most: int) -> Iterator[slice]:
+    """From start to stop, at most so many at a time."""
+    return (slice(first, min(first + most, stop)) for first in range(start, stop, most))
+
+
+def room(scratch: Array, some: slice, columns: int) -> Array:
+    rows = some.stop - some.start
+    return scratch[: rows * columns].reshape(rows, columns)
 
 
 def dense_forward(x: Array, w: Array, b: Array, z: Array) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from .op import (
     Arg,
     Array,
@@ -61,6 +63,21 @@ def _places_read(arrays: Mapping[str, Array], _: Mapping[str, int]) -> tuple[str
     return "start", has_codes * arrays["start"], has_codes * last, "P"
 
 
+_STORED = "values:a[P] columns:i[P]<K starts:i[M] stops:i[M] rows:i[B]<M"
+_stored: dict[str, Sampler] = {
+    "columns": lambda rng, shape, d: (rng.integers(d["K"]) + np.arange(d["P"])) % d["K"],
+    "starts": lambda rng, shape, d: np.arange(d["M"]) * d["P"] // d["M"],
+    "stops": lambda rng, shape, d: np.arange(d["M"]) * d["P"] // d["M"] + min(d["P"] // d["M"], d["K"]),
+    "zeros": lambda rng, shape, d: np.zeros(shape),
+}
+
+
+def _stored_read(arrays: Mapping[str, Array], _: Mapping[str, int]) -> tuple[str, Array, Array, str]:
+    """Where what is stored is read: from each row's first value to its last, where it has any."""
+    has_values = arrays["stops"] > arrays["starts"]
+    return "starts", has_values * arrays["starts"], has_values * (arrays["stops"] - 1), "P"
+
+
 # what an activation may give, where that is not any number
 ACTIVATED = {"relu": rectified, "elu": between(-0.8, 3), "tanh": between(-1, 1), "sigmoid": uniform}
 
@@ -95,6 +112,9 @@ OPS: dict[str, Op] = {
         Op("take", "x:a[M,K] rows:i[B]<M -> xb:f[B,K]"),
         Op("take_labels", "t:i[M] rows:i[B]<M -> tb:i[B]", samples={"t": order}),
         Op("take_weights", "w:a[M] rows:i[B]<M -> wb:f[B]", samples={"w": uniform}),
+        # rows of a table that is stored sparsely: row i is zeros, but values[n] in columns[n] for n from starts[i] to
+        # below stops[i], each column at most once
+        Op("sparse_rows", f"{_STORED} zeros:f[1,K] -> xb:f[B,K]", samples=_stored, reach=_stored_read),
         # layers
         Op("dense_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> z:f[B,N]", _product, room=_of_products, cuts="BN"),
         Op("dense_input_grad", "dz:f[B,N] w:f[K,N] -> dx:f[B,K]", _product, room=_of_products, cuts="BK"),
@@ -226,6 +246,20 @@ OPS: dict[str, Op] = {
             ]
         ],
         # two or three of the above in one; `fusion.RULES` says which
+        Op(
+            "sparse_forward",
+            f"{_STORED} w:f[K,N] b:f[1,N] -> z:f[B,N]",
+            lambda d: 2 * d["B"] * d["P"] * d["N"] // d["M"],
+            _stored,
+            reach=_stored_read,
+        ),
+        Op(
+            "sparse_weight_grad",
+            f"{_STORED} zeros:f[1,K] dz:f[B,N] -> dw:f[K,N]",
+            lambda d: 2 * d["B"] * d["P"] * d["N"] // d["M"],
+            _stored,
+            reach=_stored_read,
+        ),
         Op("dense_relu_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> y:f[B,N]", _product, room=_of_products, cuts="BN"),
         Op("dense_relu_input_grad", "dz:f[B,N] w:f[K,N] y:f[B,K] -> dx:f[B,K]", _product, room=_of_products, cuts="BK"),
         *[

@@ -159,7 +159,8 @@ def test_each_op_is_a_case_of_each_engine_that_has_it(name):
             who = [case.who for case in cases if (case.size, case.dtype) == (size, dtype)]
             assert who[: len(able)] == able
     assert all(case.flops == OPS[name].flops(case.sizes) for case in cases)
-    whole = name in ("next_batch", "next_rate", "take", "take_labels", "take_weights")  # tables that are read in part
+    tables = "next_batch", "next_rate", "take", "take_labels", "take_weights"
+    whole = name in tables or name.startswith("sparse")  # which are read in part
     for case in cases:
         assert case.bytes == OPS[name].bytes(case.sizes, np.dtype(case.dtype)) or whole
 
@@ -167,6 +168,9 @@ def test_each_op_is_a_case_of_each_engine_that_has_it(name):
 def test_of_a_table_only_the_rows_of_a_batch_count():
     cases = op_cases(["take", "next_rate"], [fastbp.engine("numpy")], ["small"], ["float32"])
     assert [case.bytes for case in cases] == [32 * (64 * 4 + 8 + 64 * 4), 8 + 2 * 8 + 2 * 8]
+    cases = op_cases(["sparse_rows"], [fastbp.engine("numpy")], ["small"], ["float32"])
+    stored = 32 * 10_000 // 2000
+    assert [case.bytes for case in cases] == [stored * (4 + 8) + 32 * 3 * 8 + (1 + 32) * 64 * 4]
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,36 @@ def test_no_call_crosses_what_it_depends_on(engine):
     assert "dense_relu_forward" not in names_after_fusing(engine, [DENSE_RELU[0], between, DENSE_RELU[1]], kept="rp")
 
 
+def names_of_sparse_rows(engine, features, *program, kept=()):
+    """What becomes of ops that follow `sparse_rows`."""
+    arrays = {name: engine.zeros((features, N), np.float64) for name in ("w", "dw")}
+    arrays |= {name: engine.zeros((N, N), np.float64) for name in ("z", "dz")}
+    arrays |= {name: engine.zeros((N, features), np.float64) for name in ("x", "y")}
+    arrays |= {"b": engine.zeros((1, N), np.float64), "rows": engine.zeros((N,), np.int64)}
+    table = ["values", "columns", "starts", "stops", arrays["rows"], "zeros", arrays["x"]]
+    calls = [Call(OPS[name], tuple(arrays[a] for a in arguments.split())) for name, arguments in program]
+    fused = fuse([Call(OPS["sparse_rows"], tuple(table)), *calls], engine, [arrays[name] for name in kept])
+    return [call.op.name for call in fused]
+
+
+FORWARD, GRADIENT = ("dense_forward", "x w b z"), ("dense_weight_grad", "x dz dw")
+
+
+def test_wide_sparse_rows_are_multiplied_as_they_are_stored(engine):
+    plain = ["sparse_rows", "dense_forward", "dense_weight_grad"]
+    stored = ["sparse_forward", "sparse_weight_grad"] if engine.supports(OPS["sparse_forward"]) else plain
+    assert names_of_sparse_rows(engine, 1024, FORWARD, GRADIENT, kept=["z", "dw"]) == stored
+    assert names_of_sparse_rows(engine, 1023, FORWARD, GRADIENT, kept=["z", "dw"]) == plain
+
+
+def test_sparse_rows_that_others_read_are_made_dense(engine):
+    for other in [("add", "x y y"), ("add", "x x y"), ("dense_weight_grad", "y x w"), ("next_batch", "rows rows rows")]:
+        names = names_of_sparse_rows(engine, 1024, FORWARD, other, GRADIENT)
+        assert names == ["sparse_rows", "dense_forward", other[0], "dense_weight_grad"]
+    names = names_of_sparse_rows(engine, 1024, FORWARD, GRADIENT, kept=["x"])
+    assert names == ["sparse_rows", "dense_forward", "dense_weight_grad"]
+
+
 def test_no_output_becomes_an_input_of_the_same_call(engine):
     in_place = [DENSE_RELU[0], ("relu_forward", "qp")]
     assert "dense_relu_forward" not in names_after_fusing(engine, in_place, kept="p")

@@ -202,6 +202,67 @@ def test_batches_may_be_sparse(engine, sparse):
     assert state_of(small_model(engine).fit([(sparse.csr_array(x), y) for x, y in batches], epochs=2)) == state_of(ours)
 
 
+def wide_rows(sparse, dtype):
+    """30 rows of 1,100 features: one empty, one full, one with a column stored twice, and an explicit zero."""
+    rng = np.random.default_rng(3)
+    rows = np.where(rng.random((30, 1100)) < 0.03, rng.standard_normal((30, 1100)), 0)
+    rows[4], rows[5] = 0, rng.standard_normal(1100) / 30
+    table = sparse.csr_array(rows.astype(dtype))
+    table.data[0] = 0
+    first = table.indptr[7]
+    table.indices[first + 1] = table.indices[first]
+    table.has_canonical_format = False
+    return table
+
+
+@pytest.mark.parametrize("first", ["dense", "norm", "dropout", "residual"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_wide_sparse_rows_train_as_dense_ones(engine, dtype, sparse, first, accumulate):
+    table, y = wide_rows(sparse, dtype), np.arange(30) % 3
+    before = [array.copy() for array in (table.data, table.indices, table.indptr)]
+    layers = {
+        "dense": lambda: [fastbp.Dense(1100, 7)],
+        "norm": lambda: [fastbp.LayerNorm(1100), fastbp.Dense(1100, 7)],
+        "dropout": lambda: [fastbp.Dropout(0.2), fastbp.Dense(1100, 7)],
+        "residual": lambda: [fastbp.Residual([fastbp.Dense(1100, 1100)]), fastbp.Dense(1100, 7)],
+    }[first]
+
+    def trained(rows):
+        model = fastbp.Sequential(
+            [*layers(), fastbp.ReLU(), fastbp.Dense(7, 3)],
+            loss=fastbp.SoftmaxCrossEntropy(),
+            optimizer=fastbp.SGD(0.1, momentum=0.9, weight_decay=0.01),
+            engine=engine,
+            dtype=dtype,
+            seed=0,
+        )
+        model.fit(rows, y, epochs=2, batch_size=7, accumulate=accumulate, sample_weight=np.linspace(0.1, 1, 30))
+        model.fit([(rows[:12], y[:12]), (rows[12:], y[12:])])
+        model.train_on_batch(rows[3:6], y[3:6])
+        return model
+
+    ours, theirs = trained(table.toarray()), trained(table)
+    rtol = 1e-4 if dtype == np.float32 else 1e-11
+    for expected, found in zip(ours.layers, theirs.layers, strict=True):
+        for name in expected.parameters():
+            expected_array, array = (engine.asnumpy(getattr(layer, name)) for layer in (expected, found))
+            np.testing.assert_allclose(array, expected_array, rtol=rtol, atol=rtol * np.abs(expected_array).max())
+    assert theirs.history["loss"] == pytest.approx(ours.history["loss"], rel=rtol)
+    for array, was in zip((table.data, table.indices, table.indptr), before, strict=True):
+        assert_array_equal(array, was)
+
+
+def test_rows_that_store_nothing(engine, sparse):
+    for features in (5, 1100):
+        model = fastbp.Sequential(
+            [fastbp.Dense(features, 2)], loss=fastbp.MeanSquaredError(), optimizer=fastbp.SGD(0.5), engine=engine
+        )
+        weights = engine.asnumpy(model.layers[0].weights).copy()
+        model.fit(sparse.csr_array((4, features)), np.ones((4, 2)), epochs=1)
+        assert_array_equal(engine.asnumpy(model.layers[0].weights), weights)
+        assert_allclose(engine.asnumpy(model.layers[0].biases), np.full((1, 2), 0.5), rtol=1e-6)
+
+
 def test_sparse_codes_for_an_embedding(engine, sparse):
     codes = np.array([[0, 1.5], [2, 0], [1, 0], [0, -1]])
 

@@ -125,11 +125,10 @@ def test_many_rows_are_shuffled_alike_however_they_come(engine, monkeypatch, acc
 
     expected = trained(X, 3)
     assert trained(X, 1, 2) == expected
-    if accumulate == 1:  # batches that come one by one make the last update of an epoch by themselves
-        sparse = pytest.importorskip("scipy.sparse")
-        assert trained(sparse.csr_array(X), 3) == expected
+    table = pytest.importorskip("scipy.sparse").csr_array(X)
+    assert trained(table, 3) == expected
     monkeypatch.setattr(engine, "rows_at_a_time", lambda tables: 1000)
-    assert trained(X, 3) == expected
+    assert trained(X, 3) == trained(table, 3) == expected
 
 
 def test_more_rows_than_can_be_shuffled():
