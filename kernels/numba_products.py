@@ -140,10 +140,13 @@ def product(
             def add_term(k: Any, copy: Any) -> None:
                 at = builder.add(terms_at, builder.mul(builder.sub(k, part.begin), part.step))
                 right = [v.load(v.plus(at, s * VECTOR_BYTES), lanes) for s in range(len(columns))]
-                left = [v.load_splat(part.a_at(row, k)) for row in rows] if a_at else []
-                for r, s in spots:
-                    old = builder.load(copy[r, s])
-                    builder.store(v.fma(left[r], right[s], old) if left else builder.fadd(right[s], old), copy[r, s])
+                for r, row in enumerate(rows):
+                    left = v.load_splat(part.a_at(row, k)) if a_at else None
+                    for s, x in enumerate(right):
+                        old = builder.load(copy[r, s])
+                        builder.store(v.fma(left, x, old) if left else builder.fadd(x, old), copy[r, s])
+                if len(spots) == ROWS * WIDTHS[0]:  # sums fill the registers
+                    v.barrier()
 
             def in_rounds(begin: Any, in_turn: Any) -> Any:
                 """Adds terms to copies in turn, as far as whole rounds go; returns where they end."""

@@ -221,6 +221,10 @@ class Vectors:
         """Asks for what is soon read or written."""
         self._call("llvm.prefetch.p0", ir.VoidType(), self.builder.inttoptr(address, BYTES), *map(INT, (0, 3, 1)))
 
+    def barrier(self) -> None:
+        """Keeps the compiler from loading before this what is used behind it, for which it may want more registers."""
+        self.builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
+
     def load_splat(self, address: Any) -> Any:
         return self.splat(self.builder.load(self.pointer(address)))
 
