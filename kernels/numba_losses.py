@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .numba_math import FAST, exp, log1p, sign
+from .numba_math import FAST, exp, exp_any, log, log1p, log_any, sign
 from .ops import Array
 
 
@@ -54,7 +54,7 @@ def soft_cross_entropy(
             clipped = low if p[i, c] < low else high if p[i, c] > high else p[i, c]
             dp[i, c] = 0
             if weights[i] != 0 and q != 0:
-                sums -= q * np.log(clipped)
+                sums -= q * log(clipped)
                 slope = weight * q / (tiny if abs(p[i, c]) < tiny else abs(p[i, c]))
                 # weights may take it beyond what the float type holds
                 dp[i, c] = -steepest if abs(p[i, c]) < low and slope > steepest else -slope
@@ -124,9 +124,10 @@ def squared_up_to(y: Any, t: Any, delta: Array, j: int) -> Any:
 def of_counts(y: Any, t: Any, log_input: Array, j: int) -> Any:
     small = type(y)(1e-8)
     if log_input[0]:
-        rate, log_rate, slope = np.exp(y), y, np.exp(y) - t
+        rate, log_rate = exp_any(y), y
+        slope = rate - t
     else:
-        rate, log_rate, slope = y, np.log(y + small), 1 - t / (y + small)
+        rate, log_rate, slope = y, log_any(y + small), 1 - t / (y + small)
     return np.float64(rate - t * log_rate), slope
 
 

@@ -19,12 +19,14 @@ __all__ = [
     "FAST",
     "divide",
     "exp",
+    "exp_any",
     "exp_of",
     "exp_shifted",
     "expm1",
     "largest",
     "log",
     "log1p",
+    "log_any",
     "log_of",
     "normal_cdf",
     "philox",
@@ -69,6 +71,12 @@ def exp_of(x: Number) -> Number:
     return (x < lowest(x)).choose(0.0, y * power)
 
 
+def exp_of_any(x: Number) -> Number:
+    """e**x, whose powers of two may be too many for one number."""
+    half = exp_of(x * 0.5)
+    return (x.constant(math.log(2) * (x.bias + 2)) < x).choose(math.inf, half * half)
+
+
 def expm1_of(x: Number) -> Number:
     """e**x - 1 for x <= 0, as exact for small x as for large."""
     rest, power = of_power(x)
@@ -77,7 +85,7 @@ def expm1_of(x: Number) -> Number:
 
 
 def log_of(x: Number) -> Number:
-    """The natural logarithm of x >= 1."""
+    """The natural logarithm of a number above 0 that is not subnormal."""
     # log(2**n * m) = n * ln2 + 2 * artanh((m - 1) / (m + 1)), with m from sqrt(1/2) to sqrt(2)
     root = x.constant(math.sqrt(0.5)).bits()
     above = x.bits() - root
@@ -85,6 +93,11 @@ def log_of(x: Number) -> Number:
     s = (m - 1.0) / (m + 1.0)
     y = (s * s).series([2 / (2 * n + 1) for n in reversed(range(5 if x.single else 11))])
     return (x < math.inf).choose(y * s + (above >> x.mantissa).rounded(x) * math.log(2), x)
+
+
+def log_of_any(x: Number) -> Number:
+    """The same, but -inf for 0 and NaN below that."""
+    return (x < 0.0).choose(math.nan, x.equals(0.0).choose(-math.inf, log_of(x)))
 
 
 def log1p_of(x: Number) -> Number:
@@ -102,8 +115,8 @@ def normal_cdf_of(x: Number) -> Number:
     return negative.choose(tail, x.constant(1.0) - tail)
 
 
-exp, expm1 = formula(exp_of), formula(expm1_of)
-log, log1p = formula(log_of), formula(log1p_of)
+exp, exp_any, expm1 = formula(exp_of), formula(exp_of_any), formula(expm1_of)
+log, log_any, log1p = formula(log_of), formula(log_of_any), formula(log1p_of)
 normal_cdf = formula(normal_cdf_of)
 
 
