@@ -40,6 +40,11 @@ def _of_products(d: Mapping[str, int]) -> int:
     return d["K"] * d["N"] + d["B"] * d["K"] + 16 * d["K"] + _of_rows(d)
 
 
+def _of_batch(d: Mapping[str, int]) -> int:
+    """Room for what is taken from a table, in any of its types: none for the table itself."""
+    return 2 * d["B"] * d.get("K", 1)
+
+
 def _of_rows(d: Mapping[str, int]) -> int:
     """Room for some rows at a time, or for all of them if they are short: wide ones are never copied whole."""
     return 24 * d["B"] + 4 * max(d["N"], 1 << 15)
@@ -101,6 +106,7 @@ OPS: dict[str, Op] = {
         Op(
             "next_batch",
             "order:i[M] cursor!:i[1] rows!:i[B] ->",
+            room=_of_batch,
             reach=lambda arrays, d: ("cursor", arrays["cursor"], arrays["cursor"] + (d["B"] - 1), "M"),
         ),
         Op("shuffle", "keys:u[20] order!:i[P] ->", room=lambda d: 3 * min(d["P"], 1 << 14)),
@@ -109,12 +115,12 @@ OPS: dict[str, Op] = {
             "rates:s[M] step!:i[1] rate!:s[1] ->",
             reach=lambda arrays, _: ("step", arrays["step"], arrays["step"], "M"),
         ),
-        Op("take", "x:a[M,K] rows:i[B]<M -> xb:f[B,K]"),
-        Op("take_labels", "t:i[M] rows:i[B]<M -> tb:i[B]", samples={"t": order}),
-        Op("take_weights", "w:a[M] rows:i[B]<M -> wb:f[B]", samples={"w": uniform}),
+        Op("take", "x:a[M,K] rows:i[B]<M -> xb:f[B,K]", room=_of_batch),
+        Op("take_labels", "t:i[M] rows:i[B]<M -> tb:i[B]", samples={"t": order}, room=_of_batch),
+        Op("take_weights", "w:a[M] rows:i[B]<M -> wb:f[B]", samples={"w": uniform}, room=_of_batch),
         # rows of a table that is stored sparsely: row i is zeros, but values[n] in columns[n] for n from starts[i] to
         # below stops[i], each column at most once
-        Op("sparse_rows", f"{_STORED} zeros:f[1,K] -> xb:f[B,K]", samples=_stored, reach=_stored_read),
+        Op("sparse_rows", f"{_STORED} zeros:f[1,K] -> xb:f[B,K]", samples=_stored, room=_of_batch, reach=_stored_read),
         # layers
         Op("dense_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> z:f[B,N]", _product, room=_of_products, cuts="BN"),
         Op("dense_input_grad", "dz:f[B,N] w:f[K,N] -> dx:f[B,K]", _product, room=_of_products, cuts="BK"),
@@ -251,6 +257,7 @@ OPS: dict[str, Op] = {
             f"{_STORED} w:f[K,N] b:f[1,N] -> z:f[B,N]",
             lambda d: 2 * d["B"] * d["P"] * d["N"] // d["M"],
             _stored,
+            room=lambda d: 6 * d["B"] * d["N"],
             reach=_stored_read,
         ),
         Op(
@@ -258,6 +265,7 @@ OPS: dict[str, Op] = {
             f"{_STORED} zeros:f[1,K] dz:f[B,N] -> dw:f[K,N]",
             lambda d: 2 * d["B"] * d["P"] * d["N"] // d["M"],
             _stored,
+            room=lambda d: 6 * d["K"] * d["N"],
             reach=_stored_read,
         ),
         Op("dense_relu_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> y:f[B,N]", _product, room=_of_products, cuts="BN"),

@@ -1,6 +1,7 @@
 """Each op of the contract, on each engine, kept to its promises; and single values worked out by hand."""
 
 import inspect
+import math
 
 import numpy as np
 import pytest
@@ -24,6 +25,15 @@ def test_every_op_has_a_formula_and_a_kernel(engine):
     reference = fastbp.engine("numpy")
     missing = {op.name for op in OPS.values() if reference.supports(op) and not engine.supports(op)}
     assert missing <= (FUSED if engine.name == "cupy" else set())
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+def test_room_to_work_in_is_of_the_order_of_what_is_read_and_written(op):
+    large = {"B": 500, "K": 900, "N": 300, "P": 2_000_000, "M": 20_000}
+    arguments = *op.inputs, *op.outputs
+    sizes = {d: large[d] for arg in arguments for d in arg.dims if not d.isdigit()}
+    shapes = [op.shape(arg, sizes) for arg in arguments]
+    assert op.room(sizes) <= 6 * sum(map(math.prod, shapes)) + (1 << 18)
 
 
 def test_a_program_may_be_released_before_it_is_bound(engine):
