@@ -8,6 +8,8 @@ changes nothing else:
 - what the moved parts read or write, no call in between writes, nor reads what they write;
 - the fused call writes nothing that its parts did not write, and no output over one of its inputs;
 - the engine has the fused op, and does not rather compute its parts one by one.
+
+Before the rules, products of wide sparse rows become products of what is stored of these, under the same conditions.
 """
 
 from __future__ import annotations

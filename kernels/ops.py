@@ -251,7 +251,7 @@ OPS: dict[str, Op] = {
                 ("binary_cross_entropy", "pos_weight:s[N] ", normal, flag),
             ]
         ],
-        # two or three of the above in one; `fusion.RULES` says which
+        # dense_forward and dense_weight_grad of what sparse_rows gives
         Op(
             "sparse_forward",
             f"{_STORED} w:f[K,N] b:f[1,N] -> z:f[B,N]",
@@ -268,6 +268,7 @@ OPS: dict[str, Op] = {
             room=lambda d: 6 * d["K"] * d["N"],
             reach=_stored_read,
         ),
+        # two or three of the above in one; `fusion.RULES` says which
         Op("dense_relu_forward", "x:f[B,K] w:f[K,N] b:f[1,N] -> y:f[B,N]", _product, room=_of_products, cuts="BN"),
         Op("dense_relu_input_grad", "dz:f[B,N] w:f[K,N] y:f[B,K] -> dx:f[B,K]", _product, room=_of_products, cuts="BK"),
         *[
