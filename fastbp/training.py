@@ -68,7 +68,10 @@ class Trainer:
             self._whole, self._data, self._tables, self._slots = data, None, {}, {}  # room for the new tables
             self._engine, self._shuffle = engine, None
             self._numbers.clear()
-            self._room = self._rows_at_a_time(data)
+            given = tables(data, self._model.dtype)
+            self._room = self._rows_at_a_time(data, given)
+            if self._room is None:
+                self._load(data, given)
         if self._room is None:
             self._replays = self._prepare(data, self._plan(data.rows, batch_size))
 
@@ -157,11 +160,10 @@ class Trainer:
 
     def _prepare(self, data: Data, plan: Sequence[tuple[str, int, int]]) -> list[tuple[Tape, int]]:
         self._bound.close()
-        model, engine, optimizer = self._model, self._model.engine, self._model.optimizer
+        model, optimizer = self._model, self._model.optimizer
         self._loss = self._loss_now()
         if data is not self._data:
-            self._data = data
-            self._tables = {name: engine.table(x) for name, x in tables(data, model.dtype).items()}
+            self._load(data, tables(data, model.dtype))
         slots = self._tables | {"order": self._numbers_for("order", np.arange(data.rows))}
         if optimizer is not None and optimizer.schedule is not None:
             slots["rates"] = self._numbers_for("rates", np.zeros(updates_of(plan) or 1))
@@ -179,13 +181,17 @@ class Trainer:
             self._memory, self._run = model.memory, Run(model, watched=self._watched)
         return [(tapes[kind, batch], times) for kind, batch, times in plan]
 
-    def _rows_at_a_time(self, data: Data) -> int | None:
+    def _load(self, data: Data, given: dict[str, Array]) -> None:
+        """Put the tables of some data where the engine's replays can read them."""
+        self._data, self._tables = data, {name: self._model.engine.table(x) for name, x in given.items()}
+
+    def _rows_at_a_time(self, data: Data, given: dict[str, Array]) -> int | None:
         """How many rows the engine has room for; None for all. Sparse ones that are too many are made dense."""
-        engine, dtype = self._model.engine, self._model.dtype
-        room = engine.rows_at_a_time([*tables(data, dtype).values()])
+        engine, zero = self._model.engine, self._model.dtype.type(0)
+        room = engine.rows_at_a_time([*given.values()])
         if room is None or not is_sparse(data.X):
             return room
-        return engine.rows_at_a_time(present(data._replace(X=np.broadcast_to(dtype.type(0), data.X.shape))))
+        return engine.rows_at_a_time(present(data._replace(X=np.broadcast_to(zero, data.X.shape))))
 
     def _numbers_for(self, slot: str, numbers: Array) -> Array:
         """Numbers for a slot, which may be overwritten; pieces of one size share theirs, where only rates are."""

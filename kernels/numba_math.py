@@ -65,7 +65,7 @@ def lowest(x: Number) -> float:
 
 
 def exp_of(x: Number) -> Number:
-    """e**x for x <= 0."""
+    """e**x for x <= 0, or as far above as 2**n is a number."""
     rest, power = of_power(x)
     y = rest.series([1 / math.factorial(n) for n in reversed(range(8 if x.single else 14))])
     return (x < lowest(x)).choose(0.0, y * power)

@@ -30,6 +30,10 @@ def _product(d: Mapping[str, int]) -> int:
     return 2 * d["B"] * d["K"] * d["N"]
 
 
+def _product_of_stored(d: Mapping[str, int]) -> int:
+    return 2 * d["B"] * d["P"] * d["N"] // d["M"]
+
+
 def _per_element(n: int) -> Callable[[Mapping[str, int]], int]:
     """`n` operations for each element of the op's largest argument."""
     return lambda d: n * d.get("B", 1) * d.get("N", 1) * d.get("P", 1)
@@ -255,7 +259,7 @@ OPS: dict[str, Op] = {
         Op(
             "sparse_forward",
             f"{_STORED} w:f[K,N] b:f[1,N] -> z:f[B,N]",
-            lambda d: 2 * d["B"] * d["P"] * d["N"] // d["M"],
+            _product_of_stored,
             _stored,
             room=lambda d: 6 * d["B"] * d["N"],
             reach=_stored_read,
@@ -263,7 +267,7 @@ OPS: dict[str, Op] = {
         Op(
             "sparse_weight_grad",
             f"{_STORED} zeros:f[1,K] dz:f[B,N] -> dw:f[K,N]",
-            lambda d: 2 * d["B"] * d["P"] * d["N"] // d["M"],
+            _product_of_stored,
             _stored,
             room=lambda d: 6 * d["K"] * d["N"],
             reach=_stored_read,
